@@ -1,0 +1,24 @@
+--- adjust: set what was used of a limit in the running period or window to an absolute figure.
+-- KEYS  1 record
+-- ARGV  1 now      as consume
+--       2 context  as consume
+--       3 name     the limit
+--       4 used     whole number; for a bucket at most its limit or burst
+--       5 extra    as consume
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
+-- WRITES the record
+-- @needs base calendar pool bucket policy record op assign
+local function adjust(keys, args)
+  if #args ~= 5 then
+    bad("adjust takes 5 arguments")
+  end
+  local used = assign.whole(args[4], "used", MAX_AMOUNT)
+  local now, status = assign.read(keys, args[1], args[2], args[5])
+  if not now then
+    return status
+  end
+  if not levels[1].parsed or not assign.adjust(levels[1], args[3], used, now) then
+    return STATUS_UNKNOWN
+  end
+  return assign.commit(keys, now, args[1])
+end

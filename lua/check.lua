@@ -1,0 +1,19 @@
+--- check: the answer that consume would give now.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+-- ARGV  1..6   as consume; 5 is empty
+-- RETURNS as consume, without 1 and 4
+-- WRITES nothing
+-- @needs base calendar pool bucket policy record op charge
+-- @flags no-writes
+local function check(keys, args)
+  if #args ~= 6 or args[5] ~= "" then
+    bad("check takes 6 arguments, the fifth empty")
+  end
+  local amount_count = charge.amounts(args[4])
+  local count, now = charge.read(keys, args)
+  if not count then
+    return now
+  end
+  local _, code = charge.decide(count, args[3], amount_count, now)
+  return charge.answer(count, now, code, code == OK)
+end

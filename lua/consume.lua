@@ -1,0 +1,36 @@
+--- consume: charge every limit that the costs reach, on every level of the path, or none of them.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       n + 1  operation id; only with ARGV 5
+-- ARGV  1 now       test clock in ms as digits; empty: the server's clock
+--       2 context   4 bytes catalog revision, 8 bytes first-sight policy (0: none), then the group that
+--                   `join` asks for, or "!" where the records follow exactly that policy
+--       3 costs     cost names, joined by commas
+--       4 amounts   one little-endian double per cost name, whole, 0 .. 10^15
+--       5 op        empty, or 16 bytes of request digest and 6 of retention in ms
+--       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}}}
+-- RETURNS a string; its first byte is the status:
+--       0 decided      the answer of lib/charge.lua
+--       1 replayed     the stored answer of the operation id
+--       2 need         8-byte names of policies to bring along; nothing was read or written
+--       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
+--       4 conflict     the operation id belongs to another request
+-- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
+-- @needs base calendar pool bucket policy record op charge
+local function consume(keys, args)
+  if #args ~= 6 then
+    bad("consume takes 6 arguments")
+  end
+  local amount_count = charge.amounts(args[4])
+  local count, now, op_key = charge.read(keys, args)
+  if not count then
+    return now
+  end
+  local total, code = charge.decide(count, args[3], amount_count, now)
+  if code ~= OK then
+    return charge.answer(count, now, code, false)
+  end
+  charge.apply(total, now, false)
+  local answer = charge.answer(count, now, OK, true)
+  charge.commit(count, now, args, op_key, answer)
+  return answer
+end

@@ -1,0 +1,124 @@
+-- Changing what a record holds: its plans, its overrides, a limit's use. Every such call names one
+-- record, reads it, and writes it whole.
+
+local assign = {}
+
+-- Digits of an instant in ms, or nil for an empty text.
+function assign.instant(text, what)
+  if text == "" then
+    return nil
+  end
+  if not find(text, "^%d+$") or #text > 14 then
+    bad(what .. ": milliseconds as up to 14 digits, or empty")
+  end
+  return tonumber(text)
+end
+
+-- A whole number from `low` up to `high` as digits, -2^53 ("none") where `none` allows it.
+function assign.whole(text, what, high, none)
+  if none and text == "none" then
+    return NONE
+  end
+  if not find(text, "^%d+$") or #text > 16 or tonumber(text) > high then
+    bad(what .. ": a whole number up to " .. format("%.0f", high))
+  end
+  return tonumber(text)
+end
+
+-- Reads one record (and an operation id beside it). Returns the instant, or nil and a status.
+function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
+  local with_op = op_text and op.check(op_text)
+  if #keys ~= (with_op and 2 or 1) then
+    bad("keys: the record, then the operation id if there is one")
+  end
+  local context, extra = record.context(context_text), record.extra(extra_text)
+  local now = clock(now_text)
+  local values = call("MGET", spread(keys))
+  if with_op then
+    local answer = op.find(values[2], op_text, now)
+    if answer then
+      return nil, answer
+    end
+  end
+  return record.open(keys, values, 1, context, extra, now, now_text ~= "", mover)
+end
+
+-- Writes the record that was changed, and the operation id beside it.
+function assign.commit(keys, now, now_text, op_text)
+  local op_key, op_value, op_ttl
+  if op_text and op_text ~= "" then
+    op_key = keys[2]
+    op_value, op_ttl = op.value(op_text, now, STATUS_DONE, now_text ~= "")
+  end
+  record.write(1, {}, now, op_key, op_value, op_ttl)
+  return STATUS_DONE
+end
+
+-- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the
+-- instant from which its boundaries count.
+local function adapt_pool(L, before, now, reset, anchor)
+  if reset then
+    before.close(before, now, anchor or L.mode == 0 and now or S[3], 0)
+  elseif anchor and L.mode == 0 then
+    S[3] = anchor
+  end
+  before.convert(before, L, now, 0)
+  if L.mode == 3 then
+    if reset then
+      S[1], S[2] = 0, 0
+    end
+  elseif L.unit > 0 then
+    local _, fin = calendar.period(L, S[3], now)
+    S[2] = fin
+  end
+end
+
+-- Gives a record the plans of the policy `to`. `pools`: the names that `reset` and `anchor` are for.
+function assign.plans(level, to, rev, now, reset, anchor, pools)
+  if not level.rec then
+    record.fresh(level, to, rev, now, anchor, 0)
+    return
+  end
+  level.flags = 0 -- no longer a record of first sight
+  record.convert(level, to, level.var, rev, now, anchor, function(L, before)
+    if L.kind == POOL and pools[L.name] and (reset or anchor) then
+      adapt_pool(L, before, now, reset, anchor)
+    else
+      before.convert(before, L, now, 0)
+    end
+  end)
+end
+
+-- Changes or clears (fields nil) the override of one limit.
+function assign.override(level, name, fields, now)
+  local overrides, any = {}, false
+  for other, kept in pairs(level.var and level.var.o or {}) do
+    if other ~= name then
+      overrides[other], any = kept, true
+    end
+  end
+  if fields then
+    overrides[name], any = fields, true
+  end
+  level.flags = 0
+  record.convert(level, level.parsed, any and { o = overrides } or nil, level.rev, now, nil)
+end
+
+-- Sets the use of one limit. Returns false where the record has no such limit.
+function assign.adjust(level, name, used, now)
+  local L = level.parsed and level.parsed.names[name]
+  if not L or L.kind == FLAG then
+    return false
+  end
+  L = level.effective and level.effective[L.index] or L
+  if L.kind ~= POOL and used > L.capacity then
+    bad("used: at most " .. format("%.0f", L.capacity) .. " for " .. name)
+  end
+  L.load(L, level.rec, now, 0)
+  L.adjust(L, used, now, 0)
+  local state = spack(L.format, spread(N, 1, L.put(L, 0, 0)))
+  local rec = level.rec
+  level.rec = sub(rec, 1, 14) .. spack("<I6", now) .. sub(rec, 21, L.offset - 1) .. state .. sub(rec, L.offset + L.size)
+  level.moved = true
+  return true
+end

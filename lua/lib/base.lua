@@ -1,0 +1,59 @@
+-- Bindings, limits and the few helpers that everything else stands on.
+--
+-- A function library sees no globals while it loads, so the standard library is bound on the first
+-- call. `S`, `N` and `O` are scratch space: a call fills them from the start and reads only what it
+-- filled, so nothing of them outlives it and nothing is allocated per limit.
+
+local call, spack, sunpack, spread, floor, ceil, max, min, huge
+local sub, byte, char, find, format, concat, mpack, munpack, sha1hex
+
+local NEVER = 281474976710655 -- 2^48 - 1: an instant that no clock reaches
+local NONE = -9007199254740992 -- -2^53: "no value" where a reply carries a number
+local MAX_AMOUNT = 1000000000000000 -- 10^15: what one call may name
+local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
+
+-- First byte of an answer; 0, decided, is written where the answer is packed.
+local STATUS_REPLAY, STATUS_NEED, STATUS_STALE = "\1", "\2", "\3"
+local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN = "\4", "\5", "\6"
+
+local S = {} -- state of the limits in hand, 8 numbers each
+local N = {} -- values to pack into a record
+local O = {} -- values to pack into a reply
+
+local function bind()
+  call = redis.call
+  spack, sunpack = struct.pack, struct.unpack
+  mpack, munpack = cmsgpack.pack, cmsgpack.unpack
+  spread = unpack
+  floor, ceil, max, min, huge = math.floor, math.ceil, math.max, math.min, math.huge
+  sub, byte, char, find, format = string.sub, string.byte, string.char, string.find, string.format
+  concat, sha1hex = table.concat, redis.sha1hex
+end
+
+-- Ends the call before anything was written. The marker lets the client tell a refused argument from
+-- a bug of ours.
+local function bad(what)
+  error("METERD-ARGUMENT " .. what, 0)
+end
+
+local function hex(text)
+  return (text:gsub(".", function(c)
+    return format("%02x", byte(c))
+  end))
+end
+
+-- The instant of the call in ms: the test clock where one is given, else the server's.
+local function clock(text)
+  if text == "" then
+    local t = call("TIME")
+    return t[1] * 1000 + floor(t[2] / 1000)
+  end
+  if not find(text, "^%d+$") or #text > 14 then
+    bad("now: milliseconds as up to 14 digits, or empty for the server's clock")
+  end
+  return tonumber(text)
+end
+
+local function is_amount(n)
+  return n >= 0 and n <= MAX_AMOUNT and n % 1 == 0
+end

@@ -1,0 +1,35 @@
+-- Operation ids: what was answered the first time, kept for the retention the caller names.
+--
+-- Stored: 16 bytes of request digest, 6 of the instant it ends, then the answer. The instant decides;
+-- the Redis TTL only frees memory.
+
+local op = {}
+
+-- Checks the argument: empty, or 16 bytes of digest and 6 of retention in ms.
+function op.check(text)
+  if text ~= "" and #text ~= 22 then
+    bad("op: empty, or 16 bytes of digest and 6 of retention")
+  end
+  return text ~= ""
+end
+
+-- The stored answer as a replay, a conflict, or nil where the id is new.
+function op.find(stored, text, now)
+  if not stored then
+    return nil
+  end
+  local digest, ends = sunpack("<c16I6", stored)
+  if ends <= now then
+    return nil
+  end
+  if digest ~= sub(text, 1, 16) then
+    return STATUS_CONFLICT
+  end
+  return STATUS_REPLAY .. sub(stored, 23)
+end
+
+-- The bytes to store, and how long from now they are worth keeping (nil on a test clock).
+function op.value(text, now, answer, manual)
+  local digest, retention = sunpack("<c16I6", text)
+  return spack("<c16I6", digest, now + retention) .. answer, not manual and retention or nil
+end

@@ -1,0 +1,242 @@
+-- Policies: what a subject's plans add up to, compiled by the client, named by the first 8 bytes of
+-- the SHA-1 of its bytes. A parsed policy is a pure function of those bytes, so a function library
+-- keeps it for the next call; where nothing outlives a call it is parsed anew.
+--
+-- Bytes: msgpack [1, horizon ms, zones, plans, limits]
+--   zones   [name, packed transitions], ...
+--   plans   [group, id, definition hash, private], ...
+--   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, rates]  pool
+--           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
+--           [5, name]                                                                    flag
+--   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
+
+local POOL, FLAG = 1, 5
+local HEADER = 20
+local FORMATS = { POOL_FORMAT, "I6I5", "I6I5I5", "I5I5I6" }
+local SIZES = { POOL_SIZE, 11, 16, 16 }
+local LETTERS = { "p", "f", "s", "t", "g" }
+local BEHAVIOUR = { pool, fixed, sliding, token }
+
+local policy = {}
+local memo, memo_size = {}, 0 -- at most 256 policies: the collector walks what is kept
+
+-- Sets what depends on limit and burst.
+local function dimension(L)
+  if L.kind > POOL and L.kind < FLAG then
+    L.capacity = L.burst == NONE and L.limit or L.burst
+    L.tick = tick_ms(max(L.limit, L.capacity), L.per)
+    L.period = ceil_div(L.per, L.tick)
+  end
+end
+
+local function parse_limit(row, zones)
+  local L = { kind = row[1], name = row[2], limit = row[3] }
+  if L.kind == POOL then
+    L.overage, L.rollover, L.carry_debt = row[4], row[5], row[6] == 1
+    L.unit, L.every, L.mode, L.anchor = row[7], row[8], row[9], row[10]
+    L.zone = zones[row[11]]
+    L.zone_name = L.zone and L.zone.name
+    L.rates = row[12]
+  elseif L.kind < FLAG then
+    L.burst, L.per, L.rates = row[4], row[5], row[6]
+    L.overage = 0
+    dimension(L)
+  else
+    L.limit, L.rates = NONE, {}
+  end
+  if L.kind < FLAG then
+    local behaviour = BEHAVIOUR[L.kind]
+    for verb, f in pairs(behaviour) do
+      L[verb] = f
+    end
+  end
+  return L
+end
+
+-- How long after its last charge a record of nothing but buckets can still differ from an unseen
+-- subject's, in ms; nil where the record has to stay.
+local function forgettable_after(limits)
+  local longest
+  for _, L in ipairs(limits) do
+    if L.kind == POOL or L.kind == FLAG or L.limit == 0 then
+      return nil
+    end
+    local full = 2 * L.per + 2 * L.tick
+    if L.kind == 4 then
+      full = ceil(L.capacity * L.per / L.limit) + 2 * L.tick
+    end
+    longest = max(longest or 0, full)
+  end
+  return longest
+end
+
+local function parse(fp, blob)
+  if type(blob) ~= "string" or sub(sha1hex(blob), 1, 16) ~= hex(fp) then
+    bad("policies: bytes that do not hash to the name they are given under")
+  end
+  local data = munpack(blob)
+  if data[1] ~= 1 then
+    bad("policies: layout " .. tostring(data[1]) .. " is not known here")
+  end
+  local zones = {}
+  for i, zone in ipairs(data[3]) do
+    zones[i] = { name = zone[1], list = zone[2], horizon = data[2], policy = fp }
+  end
+  local parsed = { fp = fp, groups = {}, limits = {}, names = {}, reach = {}, shapes = {}, shape_count = 0 }
+  for _, plan in ipairs(data[4]) do
+    parsed.groups[plan[1]] = true
+    parsed.held = true
+  end
+  local at = HEADER + 1
+  for i, row in ipairs(data[5]) do
+    local L = parse_limit(row, zones)
+    L.index = i
+    if L.kind < FLAG then
+      L.offset, L.size = at, SIZES[L.kind]
+      L.layout = FORMATS[L.kind]
+      L.format = "<" .. L.layout
+      at = at + L.size
+    end
+    parsed.limits[i], parsed.names[L.name] = L, L
+    local rates = L.rates
+    if #rates == 0 then
+      rates = { L.name, 1 }
+    end
+    for r = 1, #rates, 2 do
+      local list = parsed.reach[rates[r]]
+      if not list then
+        list = {}
+        parsed.reach[rates[r]] = list
+      end
+      list[#list + 1] = { i, rates[r + 1] }
+    end
+  end
+  parsed.tail = at -- where the variable part of a record begins
+  parsed.forgettable = #parsed.limits > 0 and forgettable_after(parsed.limits) or nil
+  return parsed
+end
+
+-- The policy named fp: known already, else from the bytes that came with the call, else nil.
+function policy.get(fp, blobs)
+  local known = memo[fp]
+  if known then
+    return known
+  end
+  local blob = blobs and blobs[fp]
+  if not blob then
+    return nil
+  end
+  known = parse(fp, blob)
+  if memo_size >= 256 then
+    memo, memo_size = {}, 0
+  end
+  memo[fp], memo_size = known, memo_size + 1
+  return known
+end
+
+-- A limit as an override {l = limit, v = overage, b = burst} makes it.
+function policy.overridden(L, fields)
+  local changed = {}
+  for k, v in pairs(L) do
+    changed[k] = v
+  end
+  changed.limit = fields.l or L.limit
+  if L.kind == POOL then
+    changed.overage = fields.v or L.overage
+  else
+    changed.burst = L.kind == 4 and fields.b or L.burst
+    if changed.limit == NONE then
+      changed.limit = L.limit
+    end
+    dimension(changed)
+  end
+  return changed
+end
+
+-- Splits "tokens,images"; every name is checked.
+local function split_names(text)
+  local names = {}
+  for name in (text .. ","):gmatch("([^,]*),") do
+    if #name > 64 or not find(name, "^[%w_.-]+$") then
+      bad("costs: a name is 1 to 64 of A-Z a-z 0-9 _ . -")
+    end
+    names[#names + 1] = name
+  end
+  if #names > 64 then
+    bad("costs: at most 64 names")
+  end
+  return names
+end
+
+-- What a set of cost names means under a policy: which limits are charged, in record order, by which
+-- amounts at which factors; the pack formats of what is read, written and answered.
+local function make_shape(parsed, text)
+  local every = text == "*"
+  local names = every and {} or split_names(text)
+  local terms, reached = {}, {}
+  if every then
+    for i = 1, #parsed.limits do
+      terms[i] = { { 1, 1 } }
+    end
+  end
+  for j, name in ipairs(names) do
+    for _, pair in ipairs(parsed.reach[name] or {}) do
+      reached[j] = true
+      terms[pair[1]] = terms[pair[1]] or {}
+      terms[pair[1]][#terms[pair[1]] + 1] = { j, pair[2] }
+    end
+  end
+  local shape = { names = #names, reached = reached, whole = true, stop = 21 }
+  for j = 1, #names do
+    shape.whole = shape.whole and reached[j] == true
+  end
+  local described, count, write, answer, at = {}, 0, { "<I6" }, {}, HEADER + 1
+  for i, L in ipairs(parsed.limits) do
+    local list = terms[i]
+    if list then
+      count = count + 1
+      local target = { index = i, limit = L, term = list[1][1], factor = list[1][2], first = 0 }
+      if #list > 1 then
+        target.terms = list
+      end
+      for _, pair in ipairs(list) do
+        if pair[1] == 1 and not every then
+          target.first = target.first + pair[2]
+        end
+      end
+      if L.kind < FLAG then
+        if L.offset > at then
+          target.gap = at
+          write[#write + 1] = "c" .. (L.offset - at)
+        end
+        write[#write + 1] = L.layout
+        at = L.offset + L.size
+        shape.stop = at
+      end
+      shape[count] = target
+      described[count] = LETTERS[L.kind] .. L.name .. "\n"
+      answer[count] = "Bddddddd"
+    end
+  end
+  shape.count = count
+  shape.write = concat(write)
+  shape.described = concat(described)
+  shape.answer = "<BBI2c" .. #shape.described .. concat(answer)
+  if count == 0 then
+    shape.answer = "<BBI2"
+  end
+  return shape
+end
+
+function policy.shape(parsed, text)
+  local shape = parsed.shapes[text]
+  if not shape then
+    shape = make_shape(parsed, text)
+    if parsed.shape_count >= 64 then
+      parsed.shapes, parsed.shape_count = {}, 0
+    end
+    parsed.shapes[text] = shape
+    parsed.shape_count = parsed.shape_count + 1
+  end
+  return shape
+end

@@ -1,0 +1,66 @@
+--- override: change a limit for one subject, whatever its plans say, for ever or up to an instant.
+-- KEYS  1 record
+-- ARGV  1 now      as consume
+--       2 context  as consume
+--       3 name     the limit
+--       4 limit    whole number; "none": unlimited; empty: as the plan says
+--       5 overage  whole number; "none": no bound; empty: as the plan says
+--       6 burst    whole number; empty: as the plan says
+--       7 expires  instant in ms as digits; empty: never
+--       8 clear    "1": take the override away (4 to 7 empty), else empty
+--       9 known    "1": accept a limit that the record's plans do not include; it waits for one that does
+--       10 extra   as consume
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
+-- WRITES the record
+-- @needs base calendar pool bucket policy record op assign
+local function override(keys, args)
+  if #args ~= 10 then
+    bad("override takes 10 arguments")
+  end
+  local name = split_names(args[3])[1]
+  if name ~= args[3] then
+    bad("name: one limit")
+  end
+  local fields
+  if args[8] == "" then
+    fields = {}
+    fields.l = args[4] ~= "" and assign.whole(args[4], "limit", MAX_AMOUNT, true) or nil
+    fields.v = args[5] ~= "" and assign.whole(args[5], "overage", MAX_AMOUNT, true) or nil
+    fields.b = args[6] ~= "" and assign.whole(args[6], "burst", 1000000000000) or nil
+    if not (fields.l or fields.v or fields.b) then
+      bad("nothing to override")
+    end
+    fields.e = assign.instant(args[7], "expires")
+  elseif args[8] ~= "1" or args[4] .. args[5] .. args[6] .. args[7] ~= "" then
+    bad("clear: 1 and nothing else, or empty")
+  end
+  local now, status = assign.read(keys, args[1], args[2], args[10])
+  if not now then
+    return status
+  end
+  local level = levels[1]
+  if not fields and (level.fresh or not level.parsed) then
+    return STATUS_DONE -- an unseen subject has no override to take away
+  end
+  if not level.parsed then
+    return STATUS_UNKNOWN
+  end
+  local L = level.parsed.names[name]
+  if not L and args[9] ~= "1" and fields then
+    return STATUS_UNKNOWN
+  end
+  if L and fields then
+    local fitting = L.kind == POOL and not fields.b or L.kind > POOL and L.kind < FLAG and not fields.v
+    if not fitting or fields.b and L.kind ~= 4 then
+      bad("override: limit and overage are for pools, limit for buckets, burst for token buckets")
+    end
+    if L.kind > POOL and fields.l and (fields.l == NONE or fields.l > 1000000000000) then
+      bad("limit: a whole number up to 1000000000000 for a bucket")
+    end
+  end
+  if fields and fields.e and fields.e <= now then
+    bad("expires: an instant after now")
+  end
+  assign.override(level, name, fields, now)
+  return assign.commit(keys, now, args[1])
+end

@@ -1,0 +1,25 @@
+--- report: record use that has happened; pools go beyond their limit, buckets take what they have left.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       n + 1  operation id; only with ARGV 5
+-- ARGV  1..6   as consume
+-- RETURNS as consume; not allowed only where no cost name reaches anything
+-- WRITES the records that were charged, first seen or moved, and the operation id
+-- @needs base calendar pool bucket policy record op charge
+local function report(keys, args)
+  if #args ~= 6 then
+    bad("report takes 6 arguments")
+  end
+  local amount_count = charge.amounts(args[4])
+  local count, now, op_key = charge.read(keys, args)
+  if not count then
+    return now
+  end
+  local total, code = charge.decide(count, args[3], amount_count, now)
+  if total == 0 then
+    return charge.answer(count, now, code, false)
+  end
+  charge.apply(total, now, true)
+  local answer = charge.answer(count, now, OK, true)
+  charge.commit(count, now, args, op_key, answer)
+  return answer
+end

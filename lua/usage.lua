@@ -1,0 +1,28 @@
+--- usage: a picture of every limit at every level.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+-- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6
+-- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
+--       level, policy (8 bytes), stored (0/1), length (2 bytes) and bytes of the overrides as msgpack
+-- WRITES nothing
+-- @needs base calendar pool bucket policy record op charge
+-- @flags no-writes
+local function usage(keys, args)
+  if #args ~= 3 then
+    bad("usage takes 3 arguments")
+  end
+  charge.amounts("\0\0\0\0\0\0\240\63") -- 1.0: a limit fits if it admits one more
+  local count, now = charge.read(keys, { args[1], args[2], "*", "", "", args[3] })
+  if not count then
+    return now
+  end
+  local _, code = charge.decide(count, "*", 1, now)
+  local parts = { charge.answer(count, now, code, code == OK) }
+  for i = 1, count do
+    local level = levels[i]
+    if level.parsed then
+      local var = level.var and mpack(level.var) or ""
+      parts[#parts + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #var) .. var
+    end
+  end
+  return concat(parts)
+end

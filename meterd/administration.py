@@ -1,0 +1,361 @@
+"""The verbs that set something, as flows: plans of a subject, overrides, corrections, meta, forgetting."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from meterd import wire
+from meterd.compile import private_plan
+from meterd.errors import PolicyError, ScriptError, Unavailable
+from meterd.flow import Flow
+from meterd.keys import Path, Subject
+from meterd.operations import Joining, Moving, Operations, new_op
+from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
+from meterd.result import Level, Override, Usage
+from meterd.timespec import instant_ms, refuse, shown
+from meterd.transport import Node
+
+Instant = datetime | timedelta | str
+_OVERRIDABLE = ("limit", "overage", "burst")
+_PAGE = 200
+
+
+class _NotHeld(Exception):
+    """The plan to take away is not there: nothing to do."""
+
+
+class Administration:
+    """Built on the operations of one meter."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+        self.store = operations.store
+        self.keys = operations.keys
+        self.session = operations.session
+
+    def _now_ms(self) -> int:
+        """Now as this process sees it, to turn durations into instants."""
+        given = self.operations.now_argument()
+        return int(given) if given else int(time.time() * 1000)
+
+    # Plans ---------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        subject: Subject,
+        plan: str | None,
+        limits: Sequence[Limit],
+        change: str,
+        when: str | Instant,
+        anchor: Instant | None,
+        op: str | bool | None,
+    ) -> Flow[None]:
+        """Gives a subject another plan of its group, now."""
+        path = self.keys.path(subject)
+        if change not in ("keep", "reset"):
+            raise refuse("change", change, '"keep" or "reset"')
+        _only_now(when)
+        yield from self.store.prepare()
+        wanted = self._wanted(plan, limits)
+        anchor_ms = None if anchor is None else instant_ms(anchor, self._now_ms(), "anchor")
+        if anchor_ms is not None and anchor_ms < 0:
+            raise refuse("anchor", anchor, "an instant from 1970 on")
+
+        def changed(plans: list[Plan]) -> list[Plan]:
+            return [kept for kept in plans if kept.group != wanted.group] + [wanted]
+
+        role = Moving(self.store, root=len(path.keys) == 1, change=changed)
+        keys: list[bytes] = [path.keys[-1]]
+        op_id, op_argument = None, b""
+        if op is not None and op is not False:
+            op_id = new_op() if op is True else wire.check_op(op)
+            keys.append(self.keys.op(path, op_id))
+            names = sorted(limit.name for limit in limits)
+            request = wire.digest("subscribe", path.keys, plan, names, change, anchor_ms)
+            op_argument = wire.op_argument(request, self.operations.op_retention_ms)
+        pools = ",".join(limit.name for limit in wanted.includes if isinstance(limit, Pool))
+        start = b"" if anchor_ms is None else b"%d" % anchor_ms
+        yield from self.operations.settle(
+            "subscribe",
+            _leaf(path),
+            keys,
+            lambda needs: [
+                self.operations.now_argument(),
+                role.context(),
+                change.encode(),
+                start,
+                pools.encode(),
+                op_argument,
+                needs.packed(),
+            ],
+            role,
+            op=op_id,
+        )
+
+    def _wanted(self, plan: str | None, limits: Sequence[Limit]) -> Plan:
+        if not limits:
+            if plan is None:
+                raise PolicyError("subscribe: name a plan of the catalog, or give limits=[...]")
+            return self.store.catalog.plan(plan)
+        name = plan or "private"
+        if name in self.store.catalog.plans:
+            raise PolicyError(
+                f"subscribe: plan {name!r} is in the catalog; a private plan (limits=) needs "
+                "a name of its own"
+            )
+        return private_plan(name, limits)
+
+    def unsubscribe(self, subject: Subject, plan: str, when: str | Instant) -> Flow[None]:
+        """Takes a plan away; its group falls back to the default, if there is one."""
+        path = self.keys.path(subject)
+        _only_now(when)
+        if not isinstance(plan, str) or not plan:
+            raise refuse("unsubscribe: plan", plan, "the id of a plan that the subject holds")
+        yield from self.store.prepare()
+        root = len(path.keys) == 1
+        known = plan in self.store.catalog.plans
+
+        def changed(plans: list[Plan]) -> list[Plan]:
+            if plans and plan not in [held.id for held in plans]:
+                raise _NotHeld(", ".join(sorted(held.id for held in plans)))
+            return [held for held in plans if held.id != plan]
+
+        role = Moving(self.store, root=root, change=changed)
+        held = "no plan"
+        try:
+            reply = yield from self.operations.settle(
+                "unsubscribe",
+                _leaf(path),
+                [path.keys[-1]],
+                lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
+                role,
+                harmless=True,
+            )
+            if known or reply[0] == wire.DONE:
+                return
+        except _NotHeld as error:
+            held = str(error)
+        if not known:
+            raise PolicyError(f"unsubscribe: {subject!r} does not hold plan {plan!r}; it holds: {held}")
+
+    # Overrides and corrections -------------------------------------------------------------------
+
+    def override(
+        self,
+        subject: Subject,
+        name: str,
+        expires: Instant | None,
+        clear: bool,
+        fields: Mapping[str, Any],
+    ) -> Flow[None]:
+        """Changes a limit for one subject, or clears the change."""
+        path = self.keys.path(subject)
+        wire.encode_costs(name)
+        for key in fields:
+            if key not in _OVERRIDABLE:
+                raise refuse(f"override of {name!r}", key, ", ".join(_OVERRIDABLE))
+        if clear and (fields or expires is not None):
+            raise PolicyError(f"override of {name!r}: clear=True goes with nothing else")
+        if not clear and not fields:
+            raise PolicyError(
+                f"override of {name!r}: give at least one of {', '.join(_OVERRIDABLE)}, or clear=True"
+            )
+        values = [_field(name, key, fields) for key in _OVERRIDABLE]
+        ends = b"" if expires is None else b"%d" % instant_ms(expires, self._now_ms(), "expires")
+        if ends and int(ends) <= self._now_ms():
+            raise refuse("expires", expires, "an instant after now")
+        yield from self.store.prepare()
+        known = any(name in plan.limits for plan in self.store.catalog.plans.values())
+        role = Joining(self.store, None, root=len(path.keys) == 1)
+        reply = yield from self.operations.settle(
+            "override",
+            _leaf(path),
+            [path.keys[-1]],
+            lambda needs: [
+                self.operations.now_argument(),
+                role.context(),
+                name.encode(),
+                *values,
+                ends,
+                b"1" if clear else b"",
+                b"1" if known else b"",
+                needs.packed(),
+            ],
+            role,
+            harmless=True,
+        )
+        if reply[0] == wire.UNKNOWN:
+            raise self._unknown(subject, name)
+
+    def adjust(self, subject: Subject, name: str, used: int) -> Flow[None]:
+        """Sets what was used of a limit."""
+        path = self.keys.path(subject)
+        wire.encode_costs(name)
+        amount = wire.check_amount(used, "used")
+        yield from self.store.prepare()
+        root = len(path.keys) == 1
+        role = Joining(self.store, None, root=root)
+        reply = yield from self.operations.settle(
+            "adjust",
+            _leaf(path),
+            [path.keys[-1]],
+            lambda needs: [
+                self.operations.now_argument(),
+                role.context(),
+                name.encode(),
+                b"%d" % amount,
+                needs.packed(),
+            ],
+            role,
+            harmless=True,
+        )
+        if reply[0] == wire.UNKNOWN:
+            raise self._unknown(subject, name)
+
+    def _unknown(self, subject: Subject, name: str) -> PolicyError:
+        known = sorted({n for plan in self.store.catalog.plans.values() for n in plan.limits})
+        return PolicyError(
+            f"{subject!r} has no pool or bucket {name!r}; limits of the catalog: "
+            f"{', '.join(known) or 'none'}"
+        )
+
+    # Meta ----------------------------------------------------------------------------------------
+
+    def set_meta(self, subject: Subject, mapping: Mapping[str, Any]) -> Flow[None]:
+        """Merges JSON values beside the record; None removes a field."""
+        path = self.keys.path(subject)
+        if not isinstance(mapping, Mapping) or not mapping:
+            raise refuse("set_meta", mapping, "a mapping with at least one field")
+        if len(mapping) > 128:
+            raise PolicyError(f"set_meta: {len(mapping)} fields; allowed: at most 128 in one call")
+        args: list[bytes] = []
+        for key, value in mapping.items():
+            if not isinstance(key, str) or not key:
+                raise refuse("set_meta: field", key, "non-empty text")
+            try:
+                text = "" if value is None else json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise PolicyError(f"set_meta: field {key!r} is not a JSON value: {error}") from error
+            args += [key.encode(), text.encode()]
+        yield from self.store.prepare()
+        reply = yield from self.session.call(
+            "set_meta", [self.keys.meta(path)], args, harmless=True
+        )
+        if reply != bytes([wire.DONE]):
+            raise ScriptError(f"set_meta: unexpected reply {reply!r}")
+
+    def meta(self, subject: Subject) -> Flow[dict[str, Any]]:
+        """What `set_meta` stored."""
+        key = self.keys.meta(self.keys.path(subject))
+        yield from self.store.prepare()
+        (raw,) = yield from self.session.plain(key, (b"GET", key))
+        if isinstance(raw, ResponseError):
+            raise Unavailable(f"meta could not be read: {raw}")
+        return wire.decode_meta(raw) if raw else {}
+
+    # Looking -------------------------------------------------------------------------------------
+
+    def usage(self, subject: Subject, join: str | None) -> Flow[Usage]:
+        """Every limit at every level."""
+        path = self.keys.path(subject)
+        yield from self.store.prepare()
+        role = Joining(self.store, join)
+        reply = yield from self.operations.settle(
+            "usage",
+            path,
+            path.keys,
+            lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
+            role,
+        )
+        answer = wire.decode_answer(reply, path)
+        levels = []
+        for row in wire.decode_levels(reply, answer.end()):
+            policy = yield from self.store.policy(row.policy)
+            plans = {group: name for group, name, _, _ in policy.plans}
+            overrides = tuple(_override(name, raw) for name, raw in sorted(row.overrides.items()))
+            levels.append(Level(path.shown(row.level), plans, overrides, row.stored))
+        return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
+
+    # Walking -------------------------------------------------------------------------------------
+
+    def page(self, node: Node, cursor: int, pattern: bytes) -> Flow[tuple[int, list[bytes]]]:
+        """One SCAN step on one node."""
+        (reply,) = yield from self.session.plain_to(
+            node, (b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % _PAGE)
+        )
+        if isinstance(reply, ResponseError):
+            raise Unavailable(f"SCAN failed: {reply}")
+        return int(reply[0]), list(reply[1])
+
+    def forget(self, subject: Subject) -> Flow[int]:
+        """Removes everything at and below a subject. Returns how many keys that were.
+
+        Resumable: a second call removes what an interrupted one left. A root takes its operation ids
+        along.
+        """
+        path = self.keys.path(subject)
+        yield from self.store.prepare()
+        removed = yield from self._remove([path.keys[-1], self.keys.meta(path)])
+        patterns = [self.keys.below_pattern(path), self.keys.below_pattern(path, b"m")]
+        if len(path.keys) == 1:
+            patterns.append(self.keys.ops_pattern(path))
+        for pattern in patterns:
+            for node in (yield from self.session.nodes()):
+                cursor, more = 0, True
+                while more:
+                    cursor, found = yield from self.page(node, cursor, pattern)
+                    more = cursor != 0
+                    if found:
+                        removed += yield from self._remove(found)
+        self.operations.forget_hints()
+        return removed
+
+    def _remove(self, keys: list[bytes]) -> Flow[int]:
+        total = 0
+        for at in range(0, len(keys), 200):
+            reply = yield from self.session.call(
+                "forget", keys[at : at + 200], [], harmless=True
+            )
+            total += int(reply)
+        return total
+
+
+def _leaf(path: Path) -> Path:
+    """The last level alone: verbs that set something touch one record."""
+    return Path(path.segments, (path.keys[-1],), path.root, path.tag)
+
+
+def _only_now(when: object) -> None:
+    if when != "now":
+        raise PolicyError(f'when: {shown(when)} is not supported in this release; allowed: "now"')
+
+
+def _field(name: str, key: str, fields: Mapping[str, Any]) -> bytes:
+    if key not in fields:
+        return b""
+    value = fields[key]
+    if value is None and key != "burst":
+        return b"none"
+    most = MAX_RATE if key == "burst" else MAX_AMOUNT
+    if type(value) is not int or not 0 <= value <= most:
+        none = "" if key == "burst" else " or None"
+        raise refuse(f"override of {name!r}: {key}", value, f"an integer from 0 to {most}{none}")
+    return b"%d" % value
+
+
+_SHORT = {"l": "limit", "v": "overage", "b": "burst"}
+
+
+def _override(name: str, raw: Mapping[str, int]) -> Override:
+    fields = {
+        long: None if raw[short] == wire.NONE else int(raw[short])
+        for short, long in _SHORT.items()
+        if short in raw
+    }
+    return Override(name, fields, int(raw["e"]) if "e" in raw else None)

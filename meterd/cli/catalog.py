@@ -1,0 +1,112 @@
+"""`apply`, `plans`, `subscribe`, `unsubscribe`: the catalog and who holds what in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import click
+
+from meterd.catalog import load_plans, plan_to_dict
+from meterd.cli.base import State, bad_usage, verb
+from meterd.cli.params import SUBJECT, InstantType, Subject, path_text
+from meterd.cli.view import diff_text, plans_text
+
+
+@verb()
+@click.argument("source", required=False, metavar="FILE|MODULE:PLANS")
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--remove", multiple=True, metavar="ID", help="Retire a plan; may be repeated.")
+@click.pass_obj
+def apply(state: State, source: str | None, dry_run: bool, remove: tuple[str, ...]) -> None:
+    """Put plans into the catalog and print the difference.
+
+    From a TOML file, or from a list of plans in a Python module. Plans that are not named stay as
+    they are. Every running process follows within seconds.
+    """
+    if source is None and not remove:
+        bad_usage("give a FILE, a MODULE:PLANS or --remove ID")
+    plans = load_plans(source) if source is not None else []
+    with state.meter() as meter:
+        diff = meter.apply(plans, dry_run=dry_run, remove=remove)
+    data = {**diff.as_dict(), "applied": bool(diff) and not dry_run}
+    state.emit(data, lambda look: diff_text(diff, look, dry_run=dry_run))
+
+
+@verb()
+@click.pass_obj
+def plans(state: State) -> None:
+    """List the plans of the stored catalog."""
+    with state.meter() as meter:
+        catalog = meter._store.catalog  # read when the meter opened
+    live, retired = list(catalog.live().values()), sorted(catalog.retired)
+    data = {
+        "revision": catalog.revision,
+        "plans": [plan_to_dict(plan) for plan in live],
+        "retired": retired,
+    }
+    state.emit(data, lambda look: plans_text(catalog.revision, live, retired, look))
+
+
+@verb()
+@click.argument("subject", type=SUBJECT)
+@click.argument("plan", required=False)
+@click.option(
+    "--limits",
+    metavar="FILE|MODULE:PLANS",
+    help="The limits of the only plan in there become a private plan of this subject.",
+)
+@click.option(
+    "--change",
+    type=click.Choice(["keep", "reset"]),
+    default="keep",
+    show_default=True,
+    help="What happens to use in the running period.",
+)
+@click.option("--anchor", type=InstantType(), metavar="INSTANT", help="Where periods begin.")
+@click.option("--op", metavar="ID", help="Operation id, for a safe repeat.")
+@click.pass_obj
+def subscribe(
+    state: State,
+    subject: Subject,
+    plan: str | None,
+    limits: str | None,
+    change: str,
+    anchor: str | datetime | None,
+    op: str | None,
+) -> None:
+    """Give a subject a plan, in place of the one it has of the same group."""
+    if plan is None and limits is None:
+        bad_usage("give a PLAN or --limits")
+    arguments: dict[str, Any] = {"change": change, "anchor": anchor, "op": op}
+    if limits is not None:
+        arguments["limits"] = _only_plan(limits)
+    with state.meter() as meter:
+        meter.subscribe(subject, plan, **arguments)
+    _done(state, subject, plan, "subscribed to", plan or "its own limits")
+
+
+@verb()
+@click.argument("subject", type=SUBJECT)
+@click.argument("plan")
+@click.pass_obj
+def unsubscribe(state: State, subject: Subject, plan: str) -> None:
+    """Take a plan away; the group's default plan, if there is one, takes its place."""
+    with state.meter() as meter:
+        meter.unsubscribe(subject, plan)
+    _done(state, subject, plan, "unsubscribed from", plan)
+
+
+def _only_plan(source: str) -> tuple[Any, ...]:
+    found = load_plans(source)
+    if len(found) != 1:
+        bad_usage(f"--limits: {source} has {len(found)} plans; a private plan is a single one")
+    return tuple(found[0].includes)
+
+
+def _done(state: State, subject: Subject, plan: str | None, what: str, title: str) -> None:
+    data = {"subject": path_text(subject), "plan": plan}
+    state.emit(data, f"{path_text(subject)}: {what} {title}")
+
+
+COMMANDS = (apply, plans, subscribe, unsubscribe)

@@ -1,0 +1,168 @@
+"""What people see: decisions, usage, plans, differences. Pure functions of data and a `Look`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from meterd.catalog import Diff
+from meterd.cli.params import path_text
+from meterd.describe import charges, rule
+from meterd.policy import Plan
+from meterd.result import Decision, LimitState, Usage
+from meterd.term import Look, columns, number, span, table
+
+_BAR_WIDTH = 20
+
+
+def decision_text(decision: Decision, look: Look) -> str:
+    """One line with the answer, then a line for each limit that was reached."""
+    if decision.allowed:
+        word = look.style("allowed", fg="green", bold=True)
+    else:
+        word = look.style("refused", fg="red", bold=True)
+    said = [str(decision.code)]
+    if decision.allowed and decision.balance is not None:
+        said.append(f"balance {number(decision.balance)}")
+    if decision.retry_after is not None:
+        said.append(f"fits in {span(round(decision.retry_after * 1000))}")
+    elif decision.refused:
+        said.append("will not fit by waiting")
+    if decision.op:
+        said.append(f"op {decision.op}")
+    if decision.replayed:
+        said.append("replayed")
+    if decision.degraded:
+        said.append("degraded: the server was not asked")
+    lines = [f"{word}  {look.clean(look.dot.join(said))}"]
+    return "\n".join([*lines, *limit_lines(decision.limits, look)])
+
+
+def limit_lines(limits: Iterable[LimitState], look: Look) -> list[str]:
+    """A bar per limit: who, how much of what is used, and when it is new again in local time."""
+    states = list(limits)
+    now = datetime.now(UTC)
+    names = [look.clean(state.name) for state in states]
+    levels = [look.clean(path_text(state.subject)) for state in states]
+    figures = [_figures(state) for state in states]
+    show_levels = len(set(levels)) > 1
+    name_width = max(map(columns, names), default=0)
+    level_width = max(map(columns, levels), default=0)
+    figure_width = max(map(len, figures), default=0)
+    lines = []
+    for state, name, level, figure in zip(states, names, levels, figures, strict=True):
+        parts = [name + " " * (name_width - columns(name))]
+        if show_levels:
+            parts.append(look.dim(level + " " * (level_width - columns(level))))
+        parts += [_bar(state, look), figure.ljust(figure_width), _when(state, now, look)]
+        lines.append(("  " + "  ".join(parts)).rstrip())
+    return lines
+
+
+def _figures(state: LimitState) -> str:
+    if state.kind == "flag":
+        return "included"
+    if state.limit is None:
+        return f"{number(state.used)} used, unlimited"
+    text = f"{number(state.used)} / {number(state.limit)}"
+    if state.overage:
+        text += f", {number(state.overage)} over"
+    if state.applied:
+        text += f" (+{number(state.applied)})"
+    return text
+
+
+def _bar(state: LimitState, look: Look) -> str:
+    if state.kind == "flag" or state.limit is None:
+        return " " * _BAR_WIDTH
+    capacity = max(state.limit, state.used + max(state.remaining or 0, 0))
+    fraction = state.used / capacity if capacity else 1.0
+    color = "green" if fraction < 0.8 else "yellow" if fraction < 1 else "red"
+    return look.style(look.bar(fraction, _BAR_WIDTH), fg=color)
+
+
+def _when(state: LimitState, now: datetime, look: Look) -> str:
+    said = []
+    if not state.allowed:
+        wait = state.retry_after
+        fits = "never fits" if wait is None else f"fits in {span(round(wait * 1000))}"
+        said.append(look.style(fits, fg="red"))
+    moment = state.resets_at
+    if moment is not None:
+        # A bucket frees room all the time; what it names is when nothing of it is used any more.
+        word = "resets" if state.kind == "pool" else "free again"
+        said.append(f"{word} {local_time(moment, now)}")
+    return look.dot.join(said)
+
+
+def usage_text(usage: Usage, look: Look) -> str:
+    """Each level's plans, overrides and limits."""
+    now = datetime.now(UTC)
+    lines = []
+    for level in usage.levels:
+        plans = ", ".join(f"{p} ({group})" for group, p in sorted(level.plans.items()))
+        said = [f"plan {plans}" if plans else "no plan"]
+        if not level.stored:
+            said.append("not seen yet; this is what it would join" if plans else "not seen yet")
+        title = look.bold(look.clean(path_text(level.subject)))
+        lines.append(f"{title}  {look.dim(look.clean(look.dot.join(said)))}")
+        lines += limit_lines([s for s in usage.limits if s.subject == level.subject], look)
+        for change in level.overrides:
+            fields = ", ".join(f"{name} {number(value)}" for name, value in change.fields.items())
+            until = f" until {local_time(change.expires, now)}" if change.expires else ""
+            lines.append(f"  override {look.clean(change.name)}: {fields}{until}")
+    if not usage.levels:
+        lines.append(f"{look.clean(path_text(usage.subject))}: nothing is known of it")
+    return "\n".join(lines)
+
+
+def local_time(moment: datetime, now: datetime) -> str:
+    """`2024-03-01 01:00 CET (in 3d 4h)`; only the time where it is today."""
+    local, today = moment.astimezone(), now.astimezone()
+    pattern = "%H:%M:%S" if local.date() == today.date() else "%Y-%m-%d %H:%M"
+    left = round((moment - now).total_seconds() * 1000)
+    distance = f"in {span(left)}" if left >= 0 else f"{span(-left)} ago"
+    return f"{local.strftime(pattern)} {local.tzname()} ({distance})"
+
+
+def plan_lines(plan: Plan, look: Look) -> list[str]:
+    """A plan's title and a table of its limits."""
+    said = [f"group {plan.group}"]
+    if plan.default:
+        said.append("default")
+    if plan.price is not None:
+        price = plan.price
+        said.append(f"{price.amount / 100:.2f} {price.currency.upper()} per {price.interval}")
+    name = f" {plan.name}" if plan.name else ""
+    title = look.bold(look.clean(plan.id)) + look.clean(name)
+    rows = [[limit.name, limit.kind, rule(limit), charges(limit)] for limit in plan.includes]
+    lines = [f"{title}  {look.dim(look.dot.join(said))}"]
+    if rows:
+        body = table(look, ["limit", "kind", "rule", "charges"], rows)
+        lines += ["  " + line for line in body]
+    return lines
+
+
+def plans_text(revision: int, plans: Sequence[Plan], retired: Sequence[str], look: Look) -> str:
+    """The catalog: every plan, then the ids of retired ones."""
+    lines = [look.dim(f"catalog revision {revision}")]
+    for plan in plans:
+        lines += ["", *plan_lines(plan, look)]
+    if retired:
+        ids = look.clean(", ".join(retired))
+        lines += ["", f"retired (kept by those who hold them): {ids}"]
+    if not plans:
+        lines.append("no plans; add some with: meterd apply FILE")
+    return "\n".join(lines)
+
+
+def diff_text(diff: Diff, look: Look, *, dry_run: bool) -> str:
+    """The difference, a coloured line per change."""
+    colors = {"+": "green", "-": "red", "~": "yellow"}
+    lines = [
+        look.style(look.clean(line), fg=colors[line[0]]) if line[:1] in colors else line
+        for line in str(diff).splitlines()
+    ]
+    if diff:
+        lines.append("not applied (dry run)" if dry_run else "applied")
+    return "\n".join(lines)

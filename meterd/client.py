@@ -1,0 +1,412 @@
+"""`Meter`, the synchronous client, and what it shares with `AsyncMeter`.
+
+A meter builds flows and carries out their steps; the flows decide. `_Base` holds everything that is
+the same in both.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, Self, TypeVar
+
+from meterd.administration import Administration, Instant
+from meterd.catalog import Diff, load_settings
+from meterd.errors import PolicyError
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.keys import Keyspace, Subject, display
+from meterd.limiter import Limiter, LimiterCalls
+from meterd.operations import Operations
+from meterd.policy import Bucket, Limit, Plan
+from meterd.result import Decision, Usage
+from meterd.scripts import Scripts
+from meterd.session import Session
+from meterd.store import Store
+from meterd.timespec import duration_ms, refuse, seconds
+from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
+
+T = TypeVar("T")
+Costs = str | Mapping[str, int]
+Observer = Callable[[str, Subject, str, float], None]
+
+
+def default_url() -> str:
+    """METERD_URL, else `url` of meterd.toml or of pyproject.toml's [tool.meterd]."""
+    found = os.environ.get("METERD_URL")
+    if found:
+        return found
+    for name in ("meterd.toml", "pyproject.toml"):
+        if FilePath(name).is_file():
+            url = load_settings(FilePath(name)).get("url")
+            if url:
+                return str(url)
+    raise PolicyError(
+        "no server given: pass a URL such as redis://localhost:6379/0, set METERD_URL, or write "
+        'url = "..." into meterd.toml'
+    )
+
+
+class _Base:
+    """Settings, checked; the flows of every verb; no I/O."""
+
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        plans: Sequence[Plan] | None,
+        apply: bool,
+        prefix: str,
+        timeout: float,
+        max_connections: int,
+        clock: Any,
+        op_retention: str | Any,
+        accept_eviction: bool,
+        observer: Observer | None,
+        client: Any,
+        scripts: Scripts | None = None,
+        functions: bool = True,
+    ) -> None:
+        if client is not None and url is not None:
+            raise PolicyError("give a url or a client, not both")
+        self._given_url = "" if client is not None else url if url is not None else default_url()
+        self._timeout = seconds(timeout, "timeout")
+        if type(max_connections) is not int or max_connections < 1:
+            raise refuse("max_connections", max_connections, "a positive integer")
+        self._max_connections = max_connections
+        self._client = client
+        if observer is not None and not callable(observer):
+            raise refuse("observer", observer, "a function (verb, subject, outcome, seconds)")
+        self._observer = observer
+        if plans is not None and (isinstance(plans, Plan) or not all(isinstance(p, Plan) for p in plans)):
+            raise refuse("plans", plans, "a sequence of Plan")
+        if clock is not None and not hasattr(clock, "now_ms"):
+            raise refuse("clock", clock, "an object with now_ms, such as meterd.testing.ManualClock")
+        self._keys = Keyspace(prefix)
+        session = Session(scripts or Scripts(), self._timeout, functions=functions)
+        self._store = Store(
+            session,
+            self._keys,
+            plans=plans,
+            apply=apply,
+            manual=clock is not None,
+            accept_eviction=accept_eviction,
+        )
+        self._session = session
+        self._operations = Operations(
+            session,
+            self._store,
+            self._keys,
+            clock=None if clock is None else lambda: _now_ms(clock),
+            op_retention_ms=duration_ms(op_retention, field="op_retention"),
+        )
+        self._administration = Administration(self._operations)
+        self._closed = False
+        self._server: Any = None
+
+    def _observe(self, verb: str, subject: Subject, outcome: str, started: float) -> None:
+        if self._observer is not None:
+            self._observer(verb, subject, outcome, time.perf_counter() - started)
+
+    def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
+        return LimiterCalls(self._operations, name, limits)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url} prefix={self._keys.prefix!r}>"
+
+    @property
+    def url(self) -> str:
+        """Where the server is, without secrets."""
+        raise NotImplementedError
+
+
+def _now_ms(clock: Any) -> int:
+    now = clock.now_ms
+    if callable(now):
+        now = now()
+    if type(now) is not int or not 0 <= now < 2**46:
+        raise refuse("clock.now_ms", now, "an integer, ms since 1970")
+    return now
+
+
+def outcome_of(result: object) -> str:
+    """What the observer is told: a code, or the name of the error."""
+    if isinstance(result, Decision):
+        return str(result.code)
+    if isinstance(result, BaseException):
+        return type(result).__name__
+    return "OK"
+
+
+class Meter(_Base):
+    """The synchronous client. Thread-safe; one made before a fork is safe in each child.
+
+    `url`: redis:// rediss:// unix:// redis+cluster:// redis+sentinel://, else METERD_URL, else
+    meterd.toml. `plans` fill an empty catalog or are compared with the stored one (`apply=True` puts
+    them there). `timeout`: seconds that bound every call. `clock`: a test clock; a store remembers
+    which kind it runs on. `op_retention`: how long operation ids are kept. `observer(verb, subject,
+    outcome, seconds)` is called after every call. The constructor does no I/O.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        plans: Sequence[Plan] | None = None,
+        apply: bool = False,
+        prefix: str = "meterd",
+        timeout: float = 1.0,
+        max_connections: int = 50,
+        clock: Any = None,
+        op_retention: Any = "24h",
+        accept_eviction: bool = False,
+        observer: Observer | None = None,
+        client: Any = None,
+        **internal: Any,
+    ) -> None:
+        super().__init__(
+            url,
+            plans=plans,
+            apply=apply,
+            prefix=prefix,
+            timeout=timeout,
+            max_connections=max_connections,
+            clock=clock,
+            op_retention=op_retention,
+            accept_eviction=accept_eviction,
+            observer=observer,
+            client=client,
+            **internal,
+        )
+        self._transport: SyncTransport = open_transport(
+            self._given_url, timeout=self._timeout, max_connections=max_connections, client=client
+        )
+
+    @classmethod
+    def embedded(cls, plans: Sequence[Plan] | None = None, **settings: Any) -> Self:
+        """A meter on a private server of its own, gone when closed. Takes what `Meter` takes."""
+        from meterd.embedded import EmbeddedServer
+
+        server = EmbeddedServer.start()
+        try:
+            meter = cls(server.url, plans=plans, **settings)
+            meter._server = server
+            meter.open()
+        except BaseException:
+            server.close()
+            raise
+        return meter
+
+    @property
+    def url(self) -> str:
+        return self._transport.url
+
+    # Carrying out --------------------------------------------------------------------------------
+
+    def _run(self, flow: Flow[T]) -> T:
+        if self._closed:
+            flow.close()
+            raise PolicyError("this meter is closed; make a new one")
+        transport = self._transport
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    if type(step) is Send:
+                        result: Any = transport.send(step.request, step.timeout)
+                    elif type(step) is Sleep:
+                        result = time.sleep(step.seconds)
+                    elif type(step) is SendTo:
+                        result = transport.send_to(step.node, step.request, step.timeout)
+                    else:
+                        assert type(step) is Nodes
+                        result = transport.nodes()
+                except (NotSent, MaybeSent) as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(result)
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+
+    def _call(self, verb: str, subject: Subject, flow: Flow[T]) -> T:
+        if self._observer is None:
+            return self._run(flow)
+        started = time.perf_counter()
+        try:
+            result = self._run(flow)
+        except BaseException as error:
+            self._observe(verb, subject, outcome_of(error), started)
+            raise
+        self._observe(verb, subject, outcome_of(result), started)
+        return result
+
+    def open(self) -> Self:
+        """Connects, and sees to it that the store knows these plans."""
+        if not self._closed:
+            self._transport.open()
+        self._run(self._store.open())
+        return self
+
+    def close(self) -> None:
+        """Closes every connection and, if there is one, the embedded server."""
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+            if self._server is not None:
+                self._server.close()
+
+    def __enter__(self) -> Self:
+        return self if self._store.ready else self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Verbs ---------------------------------------------------------------------------------------
+
+    def check(
+        self, subject: Subject, costs: Costs, amount: int = 1, *, join: str | None = None
+    ) -> Decision:
+        """The answer `consume` would give now; writes nothing."""
+        flow = self._operations.charge("check", subject, costs, amount, None, join, 0)
+        return self._call("check", subject, flow)
+
+    def consume(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        op: str | bool | None = None,
+        join: str | None = None,
+        wait: float = 0,
+    ) -> Decision:
+        """Charges every limit that the costs reach, on every level of the path, or none of them.
+
+        `op`: an operation id (True makes one): the same call again returns the first answer and
+        charges nothing. `join`: the plan an unseen customer gets. `wait`: seconds in all to sleep
+        `retry_after` and try again. Raises `PolicyError`, `OpConflict`, `Unavailable` (nothing
+        applied), `OutcomeUnknown` (sent, answer lost, no `op`).
+        """
+        patience = seconds(wait, "wait", allow_zero=True) if wait else 0
+        flow = self._operations.charge("consume", subject, costs, amount, op, join, patience)
+        return self._call("consume", subject, flow)
+
+    def report(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        op: str | bool | None = None,
+        join: str | None = None,
+    ) -> Decision:
+        """Records use that has happened: pools go beyond their limit, buckets take what is left.
+
+        Raises `NotIncluded` or `NoPlan` where nothing can be recorded, else as `consume`.
+        """
+        flow = self._operations.charge("report", subject, costs, amount, op, join, 0)
+        return self._call("report", subject, flow)
+
+    def refund(
+        self,
+        subject: Subject,
+        costs: Costs | None = None,
+        amount: int = 1,
+        *,
+        of: str | None = None,
+        op: str | bool | None = None,
+    ) -> Decision:
+        """Gives use of the running period back, never below zero; `applied` says what came back."""
+        flow = self._operations.refund(subject, costs, amount, of, op)
+        return self._call("refund", subject, flow)
+
+    def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
+        """A read-only picture of every limit at every level."""
+        return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def apply(
+        self, plans: Sequence[Plan] | None = None, *, dry_run: bool = False, remove: Sequence[str] = ()
+    ) -> Diff:
+        """Puts plans into the catalog and returns the difference; `remove` retires plans."""
+        return self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+
+    def subscribe(
+        self,
+        subject: Subject,
+        plan: str | None = None,
+        *,
+        limits: Sequence[Limit] = (),
+        change: str = "keep",
+        when: str | Instant = "now",
+        anchor: Instant | None = None,
+        op: str | bool | None = None,
+    ) -> None:
+        """Gives a subject a plan of the catalog, or a private one (`limits=`), in its group.
+
+        `change`: "keep" what was used, or "reset" (the plan's pools start a new period now).
+        """
+        flow = self._administration.subscribe(subject, plan, limits, change, when, anchor, op)
+        self._call("subscribe", subject, flow)
+
+    def unsubscribe(self, subject: Subject, plan: str, *, when: str | Instant = "now") -> None:
+        """Takes a plan away; its group falls back to its default plan, if it has one."""
+        self._call("unsubscribe", subject, self._administration.unsubscribe(subject, plan, when))
+
+    def override(
+        self,
+        subject: Subject,
+        name: str,
+        /,
+        *,
+        expires: Instant | None = None,
+        clear: bool = False,
+        **fields: int | None,
+    ) -> None:
+        """Changes `limit`, `overage` or `burst` for one subject, whatever its plans say.
+
+        Replaces an earlier override of that limit. It survives plan changes and ends at `expires`.
+        """
+        flow = self._administration.override(subject, name, expires, clear, fields)
+        self._call("override", subject, flow)
+
+    def adjust(self, subject: Subject, name: str, *, used: int) -> None:
+        """Sets what was used in the running period or window: an absolute correction."""
+        self._call("adjust", subject, self._administration.adjust(subject, name, used))
+
+    def set_meta(self, subject: Subject, mapping: Mapping[str, Any]) -> None:
+        """Stores JSON values beside the record; None removes a field."""
+        self._call("set_meta", subject, self._administration.set_meta(subject, mapping))
+
+    def meta(self, subject: Subject) -> dict[str, Any]:
+        """What `set_meta` stored."""
+        return self._call("meta", subject, self._administration.meta(subject))
+
+    def forget(self, subject: Subject) -> int:
+        """Removes everything at and below a subject; how many keys that were. Resumable."""
+        return self._call("forget", subject, self._administration.forget(subject))
+
+    def subjects(self, root: str | None = None) -> Iterator[Subject]:
+        """Every subject with a record, in no order (SCAN: one that changes meanwhile may repeat)."""
+        pattern = self._keys.subjects_pattern(root)
+        self._run(self._store.prepare())
+        seen: set[bytes] = set()
+        for node in self._run(self._session.nodes()):
+            cursor, more = 0, True
+            while more:
+                cursor, found = self._run(self._administration.page(node, cursor, pattern))
+                more = cursor != 0
+                for key in found:
+                    if key not in seen:
+                        seen.add(key)
+                        segments = self._keys.parse_subject(key)
+                        if root is None or segments[0] == root:
+                            yield display(segments)
+
+    def limiter(self, name: str, *limits: Bucket) -> Limiter:
+        """Plain rate limiting without a catalog: `limiter("login", Bucket("ip", 5, "1m"))`."""
+        return Limiter(self, self._limiter(name, limits))
+
+
+__all__ = ["Meter", "default_url"]

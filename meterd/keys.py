@@ -1,0 +1,191 @@
+"""The only place that spells a Redis key.
+
+A subject's root picks one of 1,024 partitions; each has a fixed three-character hash tag whose slot
+lies in the middle of the partition's sixteen slots. Everything about a root shares that tag, so one
+script may read and write all of it on any cluster, and nothing has to be converted to move to one.
+
+    meterd:{tag}:s:<subject>     record of a subject
+    meterd:{tag}:m:<subject>     what the application keeps beside it
+    meterd:{tag}:o:<root>/<id>   an operation id
+    meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
+    meterd:{store}:catalog       the catalog        meterd:{store}:policies   policies and definitions
+    meterd:{store}:clock         which clock the store runs on
+
+Segments are joined by "/"; inside one, "%" and "/" are percent-encoded, so the encoding is injective.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from meterd.errors import PolicyError
+from meterd.tags import TAGS
+
+MAX_LEVELS = 4
+MAX_SEGMENT_BYTES = 128
+
+Subject = str | tuple[str, ...]
+
+
+def partition_of(root: bytes) -> int:
+    """The partition, 0..1023, of an encoded root."""
+    return (crc_hqx(root, 0) & 16383) >> 4
+
+
+def tag_of(root: bytes) -> bytes:
+    """The three-character hash tag of an encoded root's partition."""
+    at = partition_of(root) * 3
+    return TAGS[at : at + 3]
+
+
+def slot_of(key: bytes) -> int:
+    """Cluster slot, 0..16383, of a key (its hash tag decides where it has one)."""
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return crc_hqx(key, 0) & 16383
+
+
+def encode_segment(segment: str) -> bytes:
+    """One segment as it stands in a key. Raises `PolicyError` for anything that is not a segment."""
+    if not isinstance(segment, str):
+        raise PolicyError(
+            f"subject: a segment must be text, got {segment!r}; "
+            'write "acme/team/ana" or ("acme", "team", "ana")'
+        )
+    try:
+        raw = segment.encode()
+    except UnicodeEncodeError as error:
+        raise PolicyError(f"subject: segment {segment!r} is not valid Unicode text") from error
+    if not raw or len(raw) > MAX_SEGMENT_BYTES:
+        raise PolicyError(
+            f"subject: a segment is 1 to {MAX_SEGMENT_BYTES} bytes of UTF-8, "
+            f"got {len(raw)} in {segment[:40]!r}"
+        )
+    if b"%" in raw:
+        raw = raw.replace(b"%", b"%25")
+    return raw.replace(b"/", b"%2F") if b"/" in raw else raw
+
+
+def decode_segment(raw: bytes) -> str:
+    return raw.replace(b"%2F", b"/").replace(b"%25", b"%").decode()
+
+
+def segments_of(subject: Subject) -> tuple[str, ...]:
+    """The path of a subject as a tuple of 1 to 4 segments."""
+    if isinstance(subject, str):
+        parts = tuple(subject.split("/"))
+    elif isinstance(subject, (tuple, list)):
+        parts = tuple(subject)
+    else:
+        raise PolicyError(
+            f"subject: expected text or a tuple of texts, got {type(subject).__name__}"
+        )
+    if not 1 <= len(parts) <= MAX_LEVELS:
+        raise PolicyError(f"subject: a path has 1 to {MAX_LEVELS} segments, got {len(parts)}")
+    return parts
+
+
+def display(segments: tuple[str, ...]) -> Subject:
+    """How a path is shown: as text, or as a tuple where a segment itself contains "/"."""
+    if any("/" in part for part in segments):
+        return segments
+    return "/".join(segments)
+
+
+class Path(NamedTuple):
+    """A subject with the keys of its levels, root first."""
+
+    segments: tuple[str, ...]
+    keys: tuple[bytes, ...]
+    root: bytes  # the root, encoded
+    tag: bytes
+    verbatim: bool = False  # a limiter's text, which is one segment whatever it contains
+
+    def shown(self, level: int) -> Subject:
+        """The subject of level 1..n, as people write it."""
+        return self.segments[0] if self.verbatim else display(self.segments[:level])
+
+
+class Keyspace:
+    """Every key of one store, that is, of one prefix."""
+
+    def __init__(self, prefix: str = "meterd") -> None:
+        if not isinstance(prefix, str) or not prefix or any(c in prefix for c in "{}*?[]\\"):
+            raise PolicyError(
+                f"prefix: a non-empty text without {{ }} * ? [ ] \\, got {prefix!r}"
+            )
+        self.prefix = prefix
+        self._raw = prefix.encode()
+        self.catalog = self._raw + b":{store}:catalog"
+        self.policies = self._raw + b":{store}:policies"
+        self.clock = self._raw + b":{store}:clock"
+        self.path = lru_cache(maxsize=4096)(self._path)
+
+    def _path(self, subject: Subject) -> Path:
+        segments = segments_of(subject)
+        encoded = [encode_segment(part) for part in segments]
+        tag = tag_of(encoded[0])
+        head = b"%b:{%b}:s:" % (self._raw, tag)
+        keys = tuple(head + b"/".join(encoded[: i + 1]) for i in range(len(encoded)))
+        return Path(segments, keys, encoded[0], tag)
+
+    def limiter(self, name: str, segments: tuple[str, ...]) -> Path:
+        """The record of a plain limiter; the whole subject decides its partition."""
+        encoded = b"/".join([name.encode(), *(encode_segment(part) for part in segments)])
+        tag = tag_of(encoded)
+        key = b"%b:{%b}:l:%b" % (self._raw, tag, encoded)
+        return Path(segments, (key,), encoded, tag, len(segments) == 1)
+
+    def op(self, path: Path, op: str) -> bytes:
+        """Where an operation id of the path's root is kept."""
+        return b"%b:{%b}:o:%b/%b" % (self._raw, path.tag, path.root, op.encode())
+
+    def meta(self, path: Path) -> bytes:
+        head, _, subject = path.keys[-1].partition(b"}:s:")
+        return head + b"}:m:" + subject
+
+    def ops_pattern(self, path: Path) -> bytes:
+        """SCAN pattern of every operation id of the path's root."""
+        return b"%b:{%b}:o:%b/*" % (_glob(self._raw), path.tag, _glob(path.root))
+
+    def below_pattern(self, path: Path, kind: bytes = b"s") -> bytes:
+        """SCAN pattern of every record (or meta) below a subject."""
+        subject = path.keys[-1].partition(b"}:s:")[2]
+        return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(subject))
+
+    def subjects_pattern(self, root: str | None = None) -> bytes:
+        """SCAN pattern of records: all, or those of one root and below."""
+        if root is None:
+            return _glob(self._raw) + b":{???}:s:*"
+        encoded = encode_segment(root)
+        return b"%b:{%b}:s:%b*" % (_glob(self._raw), tag_of(encoded), _glob(encoded))
+
+    def parse_subject(self, key: bytes) -> tuple[str, ...]:
+        """The path whose record is kept under a key."""
+        return tuple(decode_segment(part) for part in key.partition(b"}:s:")[2].split(b"/"))
+
+
+def _glob(raw: bytes) -> bytes:
+    """A literal inside a SCAN pattern."""
+    for special in (b"\\", b"*", b"?", b"[", b"]"):
+        raw = raw.replace(special, b"\\" + special)
+    return raw
+
+
+def find_tags() -> Iterator[bytes]:
+    """How `meterd.tags` was made: per partition the first tag whose slot lies in its middle."""
+    alphabet = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    wanted: dict[int, bytes] = {}
+    for a in alphabet:
+        for b in alphabet:
+            for c in alphabet:
+                tag = bytes((a, b, c))
+                wanted.setdefault(crc_hqx(tag, 0) & 16383, tag)
+    for partition in range(1024):
+        yield wanted[partition * 16 + 8]

@@ -1,0 +1,121 @@
+"""Plain rate limiting: a named set of buckets over any text, without plans and without a catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from meterd import policy_checks as checks
+from meterd import wire
+from meterd.errors import PolicyError
+from meterd.flow import Flow
+from meterd.keys import Path, Subject
+from meterd.operations import Operations, Pinned
+from meterd.policy import Bucket, Plan
+from meterd.result import Decision
+
+if TYPE_CHECKING:
+    from meterd.aio import AsyncMeter, Pending
+    from meterd.client import Meter
+
+
+class LimiterCalls:
+    """The flows of one limiter. A text subject is one segment, whatever it contains."""
+
+    def __init__(self, operations: Operations, name: str, limits: Sequence[Bucket]) -> None:
+        checks.name(name, "limiter: name")
+        if not limits or not all(isinstance(limit, Bucket) for limit in limits):
+            raise PolicyError(
+                f"limiter {name!r}: give at least one Bucket, and nothing else; got {limits!r}"
+            )
+        self.name = name
+        self._operations = operations
+        # One cost name reaches every limit; what else their rates say is for plans.
+        charged = tuple(replace(limit, rates={name: 1}) for limit in limits)
+        self._plan = Plan("limiter", includes=charged)
+        self._role = Pinned(operations.store, self._plan)
+
+    def _path(self, subject: Subject) -> Path:
+        segments = (subject,) if isinstance(subject, str) else tuple(subject)
+        return self._operations.keys.limiter(self.name, segments)
+
+    def decide(
+        self, verb: str, subject: Subject, amount: int, op: str | bool | None, wait: float
+    ) -> Flow[Decision]:
+        return self._operations.decide(
+            verb, self._path(subject), wire.encode_costs(self.name, amount), op, wait, self._role
+        )
+
+    def reset(self, subject: Subject) -> Flow[int]:
+        yield from self._operations.store.prepare()
+        removed = yield from self._operations.session.call(
+            "forget", [self._path(subject).keys[0]], [], harmless=True
+        )
+        return int(removed)
+
+
+class Limiter:
+    """What `Meter.limiter` returns: charges `amount` of each of its limits, all or none."""
+
+    def __init__(self, meter: Meter, calls: LimiterCalls) -> None:
+        self._meter = meter
+        self._calls = calls
+
+    def consume(
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: float = 0
+    ) -> Decision:
+        """Charges every limit, or none of them."""
+        flow = self._calls.decide("consume", subject, amount, op, wait)
+        return self._meter._call("consume", subject, flow)
+
+    def check(self, subject: Subject, amount: int = 1) -> Decision:
+        """The answer `consume` would give now."""
+        return self._meter._call(
+            "check", subject, self._calls.decide("check", subject, amount, None, 0)
+        )
+
+    def refund(
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None
+    ) -> Decision:
+        """Gives back, never below zero."""
+        return self._meter._call(
+            "refund", subject, self._calls.decide("refund", subject, amount, op, 0)
+        )
+
+    def reset(self, subject: Subject) -> None:
+        """Forgets one subject of this limiter."""
+        self._meter._call("reset", subject, self._calls.reset(subject))
+
+
+class AsyncLimiter:
+    """What `AsyncMeter.limiter` returns: the same, awaited."""
+
+    def __init__(self, meter: AsyncMeter, calls: LimiterCalls) -> None:
+        self._meter = meter
+        self._calls = calls
+
+    def consume(
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: float = 0
+    ) -> Pending[Decision]:
+        """Charges every limit, or none of them."""
+        flow = self._calls.decide("consume", subject, amount, op, wait)
+        return self._meter._call("consume", subject, flow)
+
+    def check(self, subject: Subject, amount: int = 1) -> Pending[Decision]:
+        """The answer `consume` would give now."""
+        return self._meter._call(
+            "check", subject, self._calls.decide("check", subject, amount, None, 0)
+        )
+
+    def refund(
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None
+    ) -> Pending[Decision]:
+        """Gives back, never below zero."""
+        return self._meter._call(
+            "refund", subject, self._calls.decide("refund", subject, amount, op, 0)
+        )
+
+    async def reset(self, subject: Subject) -> None:
+        """Forgets one subject of this limiter."""
+        await self._meter._call("reset", subject, self._calls.reset(subject))

@@ -1,0 +1,399 @@
+"""Every operation as a flow: arguments checked, packed, sent, brought what they lack, decoded.
+
+A script that cannot decide writes nothing and says what it needs (a policy's bytes, a record's move to
+the current catalog, zones written out further); the call is then repeated with it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from meterd import wire
+from meterd.compile import ABSENT, Policy
+from meterd.errors import (
+    NoPlan,
+    NotIncluded,
+    OpConflict,
+    OutcomeUnknown,
+    PolicyError,
+    ScriptError,
+    Unavailable,
+)
+from meterd.flow import Flow, Sleep
+from meterd.keys import Keyspace, Path, Subject
+from meterd.policy import Bucket, Plan
+from meterd.result import Code, Decision
+from meterd.session import HorizonNeeded, Session
+from meterd.store import Store
+
+_ROUNDS = 12  # how often a script may ask for something before we believe that it never ends
+_HINTS = 8192
+
+Clock = Callable[[], int] | None
+
+
+@dataclass(slots=True)
+class Needs:
+    """What a repeated call brings along."""
+
+    policies: dict[bytes, bytes] = field(default_factory=dict)
+    moves: dict[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
+
+    def packed(self) -> bytes:
+        return wire.extra(self.policies, self.moves)
+
+
+# Brings one stale record's move: (what the script said, joined plan) -> the policy to move to.
+Mover = Callable[[wire.Stale], Flow[Policy]]
+
+
+class Operations:
+    """The verbs of one meter, as flows."""
+
+    def __init__(
+        self,
+        session: Session,
+        store: Store,
+        keyspace: Keyspace,
+        *,
+        clock: Clock,
+        op_retention_ms: int,
+    ) -> None:
+        self.session = session
+        self.store = store
+        self.keys = keyspace
+        self._clock = clock
+        self.op_retention_ms = op_retention_ms
+        # What a subject's last call had to bring along, so that the next brings it unasked.
+        self._hints: OrderedDict[tuple[bytes, str | None], tuple[int, Needs]] = OrderedDict()
+
+    def now_argument(self) -> bytes:
+        return b"" if self._clock is None else b"%d" % self._clock()
+
+    # The verbs that charge -----------------------------------------------------------------------
+
+    def charge(
+        self,
+        verb: str,
+        subject: Subject,
+        costs: str | Mapping[str, int],
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: float,
+    ) -> Flow[Decision]:
+        """consume, check, report and refund by amount."""
+        path = self.keys.path(subject if isinstance(subject, str) else _as_path(subject))
+        packed = wire.encode_costs(costs, amount)
+        return (yield from self.decide(verb, path, packed, op, wait, Joining(self.store, join)))
+
+    def refund(
+        self,
+        subject: Subject,
+        costs: str | Mapping[str, int] | None,
+        amount: int,
+        of: str | None,
+        op: str | bool | None,
+    ) -> Flow[Decision]:
+        """refund: exactly one of `costs` and `of`."""
+        if (costs is None) == (of is None):
+            raise PolicyError("refund: give costs, or of= an operation id, and not both")
+        if costs is None:
+            raise PolicyError("refund: of= is not supported in this release; give the costs")
+        return self.charge("refund", subject, costs, amount, op, None, 0)
+
+    def decide(
+        self,
+        verb: str,
+        path: Path,
+        costs: wire.Costs,
+        op: str | bool | None,
+        wait: float,
+        role: Joining | Pinned,
+    ) -> Flow[Decision]:
+        """One charge, repeated after `retry_after` while that stays within `wait` seconds."""
+        op_id = None if op is None or op is False else new_op() if op is True else wire.check_op(op)
+        keys: Sequence[bytes] = path.keys
+        op_argument = b""
+        if op_id is not None:
+            keys = (*path.keys, self.keys.op(path, op_id))
+            request = wire.digest(verb, path.keys, sorted(zip(costs.names, costs.values, strict=True)))
+            op_argument = wire.op_argument(request, self.op_retention_ms)
+        waited_until = time.monotonic() + wait if wait else 0.0
+        while True:
+            try:
+                yield from self.store.prepare()
+                reply = yield from self._ask(
+                    verb, path, keys, role, (costs.joined, costs.amounts, op_argument), op_id
+                )
+            except (Unavailable, OutcomeUnknown) as error:
+                fallback = isinstance(error, Unavailable) and role.degraded(costs)
+                if fallback:
+                    return fallback
+                raise
+            decision = decode(reply, path, op_id)
+            if not wait or decision.allowed or decision.retry_after is None:
+                break
+            pause = decision.retry_after
+            if time.monotonic() + pause > waited_until:
+                break
+            yield Sleep(pause)
+        if verb == "report" and not decision.allowed:
+            error = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
+            raise error(f"report: nothing was recorded: {decision.code}", decision)
+        return decision
+
+    def _ask(
+        self,
+        verb: str,
+        path: Path,
+        keys: Sequence[bytes],
+        role: Joining | Pinned,
+        middle: tuple[bytes, ...],
+        op_id: str | None,
+    ) -> Flow[bytes]:
+        def arguments(needs: Needs) -> list[bytes]:
+            return [self.now_argument(), role.context(), *middle, needs.packed()]
+
+        return (yield from self.settle(verb, path, keys, arguments, role, op=op_id))
+
+    # Asking until the script has what it needs ---------------------------------------------------
+
+    def settle(
+        self,
+        entry: str,
+        path: Path,
+        keys: Sequence[bytes],
+        arguments: Callable[[Needs], list[bytes]],
+        role: Joining | Pinned | Moving,
+        *,
+        op: str | None = None,
+        harmless: bool = False,
+    ) -> Flow[bytes]:
+        """The reply of a script that is neither "need" nor "stale"."""
+        deadline = time.monotonic() + self.session.timeout
+        hint_key = (path.keys[-1], role.hint)
+        needs = self._hinted(hint_key, role)
+        asked = False
+        for _ in range(_ROUNDS):
+            first = role.first()
+            if first is not None:
+                yield from self.store.keep(first)
+                if not self.session.functions:
+                    needs.policies[first.name] = first.blob
+            try:
+                reply = yield from self.session.call(
+                    entry, keys, arguments(needs), op=op, harmless=harmless, deadline=deadline
+                )
+            except HorizonNeeded as beyond:
+                asked = True
+                yield from self._lengthen(path, beyond, needs)
+                continue
+            if not isinstance(reply, bytes) or not reply:
+                raise ScriptError(f"{entry}: unexpected reply {reply!r}")
+            status = reply[0]
+            if status == wire.NEED:
+                for name in wire.decode_need(reply):
+                    policy = yield from self.store.policy(name)
+                    needs.policies[name] = policy.blob
+            elif status == wire.STALE:
+                yield from self._catch_up(wire.decode_stale(reply), role, needs)
+            elif status == wire.CONFLICT:
+                raise OpConflict(
+                    f"{entry}: operation id {op!r} was already used for a different request; "
+                    "nothing was applied"
+                )
+            else:
+                if asked:
+                    self._remember(hint_key, needs)
+                return reply
+            asked = True
+            if status == wire.NEED and self.session.functions:
+                asked = bool(needs.moves)  # the server keeps policies by itself
+        raise ScriptError(f"{entry}: the script kept asking; last reply {reply[:40]!r}")
+
+    def _catch_up(
+        self, stale: list[wire.Stale], role: Joining | Pinned | Moving, needs: Needs
+    ) -> Flow[None]:
+        if max(row.revision for row in stale) > self.store.catalog.revision:
+            yield from self.store.refresh()
+        needs.moves.clear()
+        for row in stale:
+            target = yield from role.target(row)
+            yield from self.store.keep(target)
+            needs.moves[row.level] = (row.policy, row.policy, target.name)
+            if not self.session.functions:
+                source = yield from self.store.policy(row.policy)
+                needs.policies[row.policy] = source.blob
+                needs.policies[target.name] = target.blob
+
+    def _lengthen(self, path: Path, beyond: HorizonNeeded, needs: Needs) -> Flow[None]:
+        """Moves records off a policy whose zones end too early."""
+        self.store.extend_horizon(beyond.needed_ms)
+        short = yield from self.store.policy(beyond.policy)
+        plans = yield from self.store.plans_of(short, current=False)
+        longer = self.store.compile(plans)
+        yield from self.store.keep(longer)
+        needs.policies[longer.name] = longer.blob
+        for level in range(1, len(path.keys) + 1):
+            source, old, to = needs.moves.get(level, (short.name, short.name, short.name))
+            needs.moves[level] = (
+                source,
+                longer.name if old == short.name else old,
+                longer.name if to == short.name else to,
+            )
+
+    def _hinted(self, key: tuple[bytes, str | None], role: Joining | Pinned | Moving) -> Needs:
+        found = self._hints.get(key)
+        if found is None or role.hint is None or found[0] != self.store.catalog.revision:
+            return Needs()
+        return Needs(dict(found[1].policies), dict(found[1].moves))
+
+    def _remember(self, key: tuple[bytes, str | None], needs: Needs) -> None:
+        if key[1] is None:
+            return
+        self._hints[key] = (self.store.catalog.revision, needs)
+        if len(self._hints) > _HINTS:
+            self._hints.popitem(last=False)
+
+    def forget_hints(self) -> None:
+        """Drops what was remembered of subjects."""
+        self._hints.clear()
+
+
+class Joining:
+    """Records that follow the catalog; an unseen root joins what `join` and the defaults say."""
+
+    def __init__(self, store: Store, join: str | None, *, root: bool = True) -> None:
+        self._store = store
+        self._join = join
+        self._root = root
+        self.hint = f"join:{join or ''}"
+
+    def first(self) -> Policy | None:
+        return self._store.first(self._join) if self._root else self._store.compile(())
+
+    def context(self) -> bytes:
+        if self._root:
+            return self._store.context(self._join)
+        return wire.context(self._store.catalog.revision, self._store.compile(()).name)
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        policy = yield from self._store.policy(row.policy)
+        plans = yield from self._store.plans_of(policy, current=True)
+        root = self._root and row.level == 1
+        return self._store.compile(self._store.brought_up(plans, root=root, join=self._join))
+
+    def degraded(self, costs: wire.Costs) -> Decision | None:
+        """The answer without a server, where every cost name reaches only buckets that allow one."""
+        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
+        plans: Sequence[Plan] = [*self._store.catalog.plans.values(), *(self._store.own_plans or ())]
+        for plan in plans:
+            for limit in plan.includes:
+                names = getattr(limit, "charges", {limit.name: 1})
+                for name in costs.names:
+                    if name in names:
+                        reached[name].append(limit)
+        return degraded(reached)
+
+
+class Pinned:
+    """Records of a plain limiter: they follow the limiter's own plan and no catalog."""
+
+    hint = "!"
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self._store = store
+        self._plan = plan
+
+    def first(self) -> Policy:
+        return self._store.compile((self._plan,))
+
+    def context(self) -> bytes:
+        return wire.context(0, self.first().name, "!")
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        raise ScriptError(f"a limiter's record asked for a move: {row}")
+        yield  # pragma: no cover - makes this a flow
+
+    def degraded(self, costs: wire.Costs) -> Decision | None:
+        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
+        for limit in self._plan.includes:
+            for name in costs.names:
+                if isinstance(limit, Bucket) and name in limit.charges:
+                    reached[name].append(limit)
+        return degraded(reached)
+
+
+class Moving:
+    """Records whose plans the caller changes: `change(plans)` gives the new ones."""
+
+    hint = None
+
+    def __init__(
+        self, store: Store, *, root: bool, change: Callable[[list[Plan]], list[Plan]]
+    ) -> None:
+        self._store = store
+        self._root = root
+        self._change = change
+
+    def _policy(self, plans: list[Plan]) -> Policy:
+        changed = self._change(plans)
+        return self._store.compile(self._store.brought_up(changed, root=self._root, join=None))
+
+    def first(self) -> Policy:
+        return self._policy([])
+
+    def context(self) -> bytes:
+        return wire.context(self._store.catalog.revision, self.first().name)
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        policy = yield from self._store.policy(row.policy)
+        return self._policy((yield from self._store.plans_of(policy, current=True)))
+
+
+def degraded(reached: Mapping[str, Sequence[Any]]) -> Decision | None:
+    """What buckets with `on_error` answer while the server cannot be asked; None if they cannot."""
+    refusing = False
+    for limits in reached.values():
+        if not limits:
+            return None
+        for limit in limits:
+            if not isinstance(limit, Bucket) or limit.on_error == "raise":
+                return None
+            refusing = refusing or limit.on_error == "deny"
+    code = Code.RATE_LIMITED if refusing else Code.OK
+    return Decision(not refusing, code, 0 if refusing else None, degraded=True)
+
+
+def decode(reply: bytes, path: Path, op: str | None) -> Decision:
+    """A status 0 or 1 reply as a `Decision`."""
+    if reply[0] not in (wire.DECIDED, wire.REPLAYED):
+        raise ScriptError(f"unexpected reply {reply[:40]!r}")
+    answer = wire.decode_answer(reply, path)
+    return Decision(
+        answer.allowed, answer.code, answer.balance, answer.limits, op, reply[0] == wire.REPLAYED
+    )
+
+
+def new_op() -> str:
+    """A fresh operation id."""
+    return uuid.uuid4().hex
+
+
+def _as_path(subject: Any) -> Subject:
+    if isinstance(subject, list):
+        return tuple(subject)
+    if not isinstance(subject, tuple) or not all(isinstance(part, str) for part in subject):
+        raise PolicyError(
+            f"subject: expected text or a tuple of texts, got {type(subject).__name__} {subject!r:.60}"
+        )
+    return subject
+
+
+__all__ = ["ABSENT", "Joining", "Moving", "Needs", "Operations", "Pinned", "decode", "degraded", "new_op"]

@@ -1,0 +1,149 @@
+"""Finds `lua/`, puts an entry and the libraries it needs together, and maps errors back to files.
+
+Every entry `lua/<operation>.lua` names its libraries in an `@needs` line and its function flags in an
+`@flags` line. On servers with Redis Functions all entries load as one library whose name carries the
+digest of its text, so that versions of a rolling deploy live side by side; elsewhere each entry becomes
+one script holding only what it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from meterd.errors import ScriptError
+
+# In the order in which they build on one another.
+LIBRARIES = ("base", "calendar", "pool", "bucket", "policy", "record", "op", "charge", "assign")
+ENTRIES = (
+    "consume", "check", "report", "refund", "usage",
+    "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
+)  # fmt: skip
+READ_ONLY = frozenset({"check", "usage"})
+
+
+def lua_root() -> Path:
+    """The folder that holds the Lua sources: the checkout's own if this is one, else the package's."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "lua"
+    if (checkout / "lib" / "base.lua").is_file() and (package.parent / "pyproject.toml").is_file():
+        return checkout
+    shipped = package / "lua"
+    if (shipped / "lib" / "base.lua").is_file():
+        return shipped
+    raise ScriptError("the Lua sources are missing from this installation; install meterd again")
+
+
+class Line(NamedTuple):
+    file: str
+    number: int
+
+
+class Program:
+    """Lua text put together from files, remembering which line came from where."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._origin: list[Line] = []
+
+    def add(self, text: str, file: str) -> None:
+        for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
+            self._lines.append(line)
+            self._origin.append(Line(file, number))
+
+    @cached_property
+    def text(self) -> str:
+        return "\n".join(self._lines) + "\n"
+
+    @cached_property
+    def sha1(self) -> str:
+        return hashlib.sha1(self.text.encode()).hexdigest()
+
+    def locate(self, number: int) -> Line | None:
+        """The file and line behind a line of the text, counted from 1."""
+        return self._origin[number - 1] if 0 < number <= len(self._origin) else None
+
+
+class Scripts:
+    """The Lua sources of one folder, ready for a server with or without Functions.
+
+    `prelude` is Lua text put in front, for a server that lacks `struct` and `cmsgpack`.
+    """
+
+    def __init__(self, root: Path | None = None, prelude: str = "") -> None:
+        self._root = root or lua_root()
+        self._prelude = prelude
+        self._sources: dict[str, str] = {}
+        self._scripts: dict[str, Program] = {}
+
+    def _source(self, name: str) -> str:
+        if name not in self._sources:
+            self._sources[name] = (self._root / name).read_text(encoding="utf-8")
+        return self._sources[name]
+
+    def header(self, entry: str, mark: str) -> list[str]:
+        """The words after `-- @mark` in an entry."""
+        found = re.search(rf"^-- @{mark} (.*)$", self._source(f"{entry}.lua"), re.MULTILINE)
+        return found.group(1).split() if found else []
+
+    def _compose(self, libraries: tuple[str, ...], entries: tuple[str, ...]) -> Program:
+        program = Program()
+        if self._prelude:
+            program.add(self._prelude, "prelude")
+        for library in libraries:
+            program.add(self._source(f"lib/{library}.lua"), f"lua/lib/{library}.lua")
+        for entry in entries:
+            program.add(self._source(f"{entry}.lua"), f"lua/{entry}.lua")
+        return program
+
+    @cached_property
+    def digest(self) -> str:
+        """Eight hex digits of the whole text: the version in the library's name."""
+        return self._compose(LIBRARIES, ENTRIES).sha1[:8]
+
+    @property
+    def library_name(self) -> str:
+        return f"meterd_{self.digest}"
+
+    def function_name(self, entry: str) -> str:
+        return f"meterd_{self.digest}_{entry}"
+
+    @cached_property
+    def library(self) -> Program:
+        """Every entry as one function library, for FUNCTION LOAD."""
+        program = Program()
+        program.add(f"#!lua name={self.library_name}", "library")
+        body = self._compose(LIBRARIES, ENTRIES)
+        program._lines += body._lines
+        program._origin += body._origin
+        for entry in ENTRIES:
+            flags = ", ".join(f"'{flag}'" for flag in self.header(entry, "flags"))
+            program.add(
+                f"redis.register_function{{function_name = '{self.function_name(entry)}', "
+                f"flags = {{{flags}}}, callback = function(keys, args)\n"
+                f"  if not call then bind() end\n"
+                f"  return {entry}(keys, args)\n"
+                f"end}}",
+                "library",
+            )
+        return program
+
+    def script(self, entry: str) -> Program:
+        """One entry with just the libraries it needs, for EVALSHA."""
+        if entry not in self._scripts:
+            needs = self.header(entry, "needs")
+            program = self._compose(tuple(n for n in LIBRARIES if n in needs), (entry,))
+            program.add(f"bind()\nreturn {entry}(KEYS, ARGV)", "script")
+            self._scripts[entry] = program
+        return self._scripts[entry]
+
+    def explain(self, entry: str, message: str, *, functions: bool) -> str:
+        """A server's error text with the place in our files, where the text names a line."""
+        program = self.library if functions else self.script(entry)
+        found = re.search(r"(?:user_script|user_function|\]):(\d+):", message)
+        line = program.locate(int(found.group(1))) if found else None
+        where = f"{line.file}:{line.number}: " if line else ""
+        return f"{where}{message}"

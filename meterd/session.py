@@ -1,0 +1,223 @@
+"""Calling scripts: the right command for the server, repair of what it lost, and typed outcomes.
+
+A call is repeated only when it certainly never ran (the function or script was missing, nothing was
+sent) or when running twice is harmless (it only reads, or carries an operation id). Everything else
+ends in an error that says which of the two it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import (
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+from meterd.errors import OutcomeUnknown, PolicyError, ScriptError, Unavailable
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.scripts import READ_ONLY, Scripts
+from meterd.transport import MaybeSent, Node, NotSent, Request
+from meterd.wire import command, script_call
+
+_REPAIRS = 4  # a server that loses its scripts faster than this is not usable
+
+
+class HorizonNeeded(Exception):
+    """A policy's time zones are not written out far enough for an instant."""
+
+    def __init__(self, policy: bytes, needed_ms: int) -> None:
+        super().__init__(policy, needed_ms)
+        self.policy = policy
+        self.needed_ms = needed_ms
+
+
+# redis-py turns some error codes into classes and takes them off the text.
+_CODES = {
+    NoScriptError: "NOSCRIPT",
+    NoPermissionError: "NOPERM",
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+}
+
+
+def _text(reply: ResponseError) -> str:
+    """An error reply as the server wrote it, code first."""
+    for known, code in _CODES.items():
+        if isinstance(reply, known):
+            return f"{code} {reply}"
+    return str(reply)
+
+
+class Session:
+    """How to talk to one store's servers. Shared by every operation of a meter."""
+
+    def __init__(self, scripts: Scripts, timeout: float, *, functions: bool = True) -> None:
+        self.scripts = scripts
+        self.timeout = timeout
+        self.functions = functions  # until a server says that it has none
+
+    def call(
+        self,
+        entry: str,
+        keys: Sequence[bytes],
+        args: Sequence[bytes],
+        *,
+        op: str | None = None,
+        harmless: bool = False,
+        deadline: float | None = None,
+    ) -> Flow[Any]:
+        """The reply of one script. `harmless`: running it twice changes nothing more.
+
+        Raises `Unavailable`, `OutcomeUnknown`, `PolicyError`, `ScriptError`, `HorizonNeeded`.
+        """
+        reads = entry in READ_ONLY
+        repeatable = harmless or reads or op is not None
+        if deadline is None:
+            deadline = time.monotonic() + self.timeout
+        repairs = losses = 0
+        whole = False  # send the script's text instead of its digest
+        while True:
+            packed = self._pack(entry, keys, args, whole)
+            left = deadline - time.monotonic()
+            try:
+                # Where repeating is safe, half of what is left is kept for another try.
+                patience = left / 2 if repeatable and left > 0.02 else left
+                reply = yield Send(Request(packed, keys[0]), max(patience, 0.001))
+            except NotSent as error:
+                raise Unavailable(f"{entry}: the server could not be asked: {error}") from error
+            except MaybeSent as error:
+                if repeatable and deadline - time.monotonic() > 0.02:
+                    losses += 1
+                    yield Sleep(min(0.0005 * 2**losses, 0.02))
+                    continue
+                if reads:
+                    raise Unavailable(f"{entry}: no answer in time: {error}") from error
+                raise OutcomeUnknown(
+                    f"{entry}: sent, but the answer was lost: {error}; "
+                    + (
+                        f"repeat it with op={op!r}"
+                        if op
+                        else "it was applied once or not at all (calls with op= can be repeated)"
+                    ),
+                    op,
+                ) from error
+            if not isinstance(reply, ResponseError):
+                return reply
+            repairs += 1
+            if repairs > _REPAIRS:
+                raise ScriptError(self._explain(entry, _text(reply)))
+            whole = yield from self._repair(entry, keys[0], _text(reply), deadline)
+
+    def _pack(
+        self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], whole: bool
+    ) -> bytes:
+        if self.functions:
+            verb = b"FCALL_RO" if entry in READ_ONLY else b"FCALL"
+            return script_call((verb, self.scripts.function_name(entry).encode()), keys, args)
+        program = self.scripts.script(entry)
+        if whole:
+            return script_call((b"EVAL", program.text.encode()), keys, args)
+        return script_call((b"EVALSHA", program.sha1.encode()), keys, args)
+
+    def _repair(self, entry: str, key: bytes, message: str, deadline: float) -> Flow[bool]:
+        """Does what an error reply asks for, or raises what it means. True: send the whole script."""
+        upper = message.upper()
+        if "NOSCRIPT" in upper:
+            return True
+        if self.functions:
+            if "UNKNOWN COMMAND" in upper:
+                self.functions = False
+                return False
+            if "FUNCTION NOT FOUND" in upper:
+                yield from self._load(key, deadline)
+                return False
+        raise self._meaning(entry, message)
+
+    def _load(self, key: bytes, deadline: float) -> Flow[None]:
+        text = self.scripts.library.text.encode()
+        packed = command(b"FUNCTION", b"LOAD", b"REPLACE", text)
+        left = max(deadline - time.monotonic(), 0.05)
+        try:
+            reply = yield Send(Request(packed, key), left)
+        except (NotSent, MaybeSent) as error:
+            raise Unavailable(f"the function library could not be loaded: {error}") from error
+        if isinstance(reply, ResponseError):
+            upper = _text(reply).upper()
+            if "NOPERM" in upper or "UNKNOWN" in upper:
+                self.functions = False
+            elif "OOM" in upper:
+                raise Unavailable(f"the server is out of memory: {reply}")
+            else:
+                raise ScriptError(f"the function library was refused: {reply}")
+
+    def _explain(self, entry: str, message: str) -> str:
+        return self.scripts.explain(entry, message, functions=self.functions)
+
+    def _meaning(self, entry: str, message: str) -> Exception:
+        """What an error reply means to the caller."""
+        for marker in ("METERD-ARGUMENT ", "METERD-OVERFLOW ", "METERD-HORIZON "):
+            _, found, rest = message.partition(marker)
+            if not found:
+                continue
+            rest = rest.partition(" script: ")[0]
+            if marker == "METERD-HORIZON ":
+                name, needed = rest.split()[:2]
+                return HorizonNeeded(bytes.fromhex(name), int(needed.rstrip(",.")))
+            if marker == "METERD-OVERFLOW ":
+                return PolicyError(
+                    f"{entry}: the counter of {rest.split()[0]!r} would pass 9*10**15; "
+                    "nothing was applied"
+                )
+            return PolicyError(f"{entry}: {rest}")
+        upper = message.upper()
+        if upper.startswith("OOM") or "-OOM " in upper or " OOM COMMAND" in upper:
+            return Unavailable(f"{entry}: the server is out of memory; nothing was applied: {message}")
+        if upper.startswith(("NOPERM", "NOAUTH", "READONLY", "LOADING", "BUSY ", "MISCONF", "NOREPLICAS")):
+            return Unavailable(f"{entry}: {message}")
+        return ScriptError(self._explain(entry, message))
+
+    # Plain commands ------------------------------------------------------------------------------
+
+    def plain(
+        self, key: bytes | None, *commands: Sequence[bytes], timeout: float | None = None
+    ) -> Flow[list[Any]]:
+        """The replies of commands that are harmless to repeat."""
+        packed = b"".join([command(*parts) for parts in commands])
+        request = Request(packed, key, len(commands))
+        return (yield from self._patiently(lambda left: Send(request, left), timeout))
+
+    def plain_to(self, node: Node, *commands: Sequence[bytes]) -> Flow[list[Any]]:
+        packed = b"".join([command(*parts) for parts in commands])
+        request = Request(packed, None, len(commands))
+        return (yield from self._patiently(lambda left: SendTo(node, request, left), None))
+
+    def nodes(self) -> Flow[list[Node]]:
+        try:
+            found: list[Node] = yield Nodes()
+        except (NotSent, MaybeSent) as error:
+            raise Unavailable(str(error)) from error
+        return found
+
+    def _patiently(self, step: Any, timeout: float | None) -> Flow[list[Any]]:
+        deadline = time.monotonic() + (timeout or self.timeout)
+        losses = 0
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                made = step(max(left / 2 if left > 0.02 else left, 0.001))
+                reply = yield made
+            except NotSent as error:
+                raise Unavailable(f"the server could not be asked: {error}") from error
+            except MaybeSent as error:
+                if deadline - time.monotonic() < 0.02:
+                    raise Unavailable(f"no answer in time: {error}") from error
+                losses += 1
+                yield Sleep(min(0.0005 * 2**losses, 0.02))
+                continue
+            return reply if made.request.replies > 1 else [reply]

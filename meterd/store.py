@@ -1,0 +1,407 @@
+"""What one store holds beside its records: the catalog, the policies, the clock it runs on.
+
+The catalog is one value under a revision that grows with every apply; whoever wants to change it says
+what it was. Policies and plan definitions are content-addressed and never change, so a process keeps
+what it has seen. A running process looks at the catalog again every few seconds of use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+from redis.exceptions import ResponseError
+
+from meterd import wire
+from meterd.catalog import (
+    Diff,
+    definition_bytes,
+    definition_hash,
+    diff,
+    overlay,
+    plan_from_bytes,
+    validate_catalog,
+)
+from meterd.compile import ABSENT, Policy, compile_policy, horizon_for, read_policy
+from meterd.errors import CatalogMismatch, PolicyError, ScriptError, Unavailable, UnsafeServer
+from meterd.flow import Flow
+from meterd.keys import Keyspace
+from meterd.policy import Plan, Pool
+from meterd.session import Session
+from meterd.timespec import closest
+
+REFRESH_SECONDS = 2.0  # an apply reaches every process in use within twice this
+_LAYOUT = 1
+_KEPT_LIBRARIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All plans at one revision. `retired` plans take no new subscribers."""
+
+    revision: int = 0
+    plans: dict[str, Plan] = field(default_factory=dict)
+    retired: frozenset[str] = frozenset()
+    history: tuple[tuple[int, dict[str, bytes]], ...] = ()
+    libraries: tuple[str, ...] = ()
+    raw: bytes = b""
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Catalog:
+        data = msgpack.unpackb(raw, raw=True)
+        if data[0] != _LAYOUT:
+            raise ScriptError(f"the stored catalog has layout {data[0]}; a newer meterd wrote it")
+        plans = [plan_from_bytes(definition) for definition in data[2]]
+        history = tuple(
+            (revision, {name.decode(): digest for name, digest in held}) for revision, held in data[4]
+        )
+        return cls(
+            data[1],
+            {plan.id: plan for plan in plans},
+            frozenset(name.decode() for name in data[3]),
+            history,
+            tuple(name.decode() for name in data[5]),
+            raw,
+        )
+
+    def to_bytes(self) -> bytes:
+        packed: bytes = msgpack.packb(
+            [
+                _LAYOUT,
+                self.revision,
+                [definition_bytes(plan) for plan in self.plans.values()],
+                sorted(self.retired),
+                [[revision, sorted(held.items())] for revision, held in self.history],
+                self.libraries,
+            ],
+            use_bin_type=False,
+        )
+        return packed
+
+    def live(self) -> dict[str, Plan]:
+        """The plans that take subscribers."""
+        return {name: plan for name, plan in self.plans.items() if name not in self.retired}
+
+    def knows(self, plans: Sequence[Plan]) -> bool:
+        """Whether these plans stood together in this revision or in an earlier one."""
+        wanted = {plan.id: definition_hash(plan) for plan in plans}
+        return any(
+            all(held.get(name) == digest for name, digest in wanted.items())
+            for _, held in self.history
+        )
+
+    def plan(self, name: str) -> Plan:
+        """A plan that takes subscribers, or `PolicyError`."""
+        found = self.plans.get(name) if isinstance(name, str) else None
+        if found is None:
+            known = ", ".join(sorted(self.live())) or "none yet"
+            raise PolicyError(
+                f"plan {name!r} is not in the catalog; allowed: {known}{closest(name, self.live())}"
+            )
+        if name in self.retired:
+            raise PolicyError(f"plan {name!r} is retired: it takes no new subscribers")
+        return found
+
+    def defaults(self) -> dict[str, Plan]:
+        """Group -> its default plan."""
+        return {plan.group: plan for plan in self.live().values() if plan.default}
+
+    def applied(self, plans: Sequence[Plan], remove: Iterable[str], library: str) -> Catalog:
+        """The next revision."""
+        gone = set(remove)
+        live = overlay(self.live(), plans, gone)
+        validate_catalog(tuple(live.values()), self.plans)
+        after = {**self.plans, **live}
+        retired = (self.retired | gone) - {plan.id for plan in plans}
+        held = {name: definition_hash(plan) for name, plan in live.items()}
+        libraries = (*(name for name in self.libraries if name != library), library)
+        made = Catalog(
+            self.revision + 1,
+            after,
+            frozenset(retired),
+            (*self.history, (self.revision + 1, held)),
+            libraries[-_KEPT_LIBRARIES:],
+        )
+        return Catalog(**{**_fields(made), "raw": made.to_bytes()})
+
+
+def _fields(catalog: Catalog) -> dict[str, Any]:
+    return {name: getattr(catalog, name) for name in Catalog.__slots__}
+
+
+class Store:
+    """One store as a process knows it."""
+
+    def __init__(
+        self,
+        session: Session,
+        keyspace: Keyspace,
+        *,
+        plans: Sequence[Plan] | None,
+        apply: bool,
+        manual: bool,
+        accept_eviction: bool,
+    ) -> None:
+        self.session = session
+        self.keys = keyspace
+        self.catalog = Catalog()
+        self.own_plans = None if plans is None else tuple(plans)
+        self._apply = apply
+        self._clock = b"manual" if manual else b"server"
+        self._accept_eviction = accept_eviction
+        self.ready = False
+        self._looked = 0.0
+        self._horizon = horizon_for(0)
+        self._policies: dict[bytes, Policy] = {}
+        self._definitions: dict[bytes, Plan] = {}
+        self._stored: set[bytes] = set()
+        self._compiled: dict[tuple[Any, ...], Policy] = {}
+        self._firsts: dict[str | None, tuple[bytes, Policy | None]] = {}
+        if self.own_plans is not None:
+            validate_catalog(self.own_plans)
+
+    # Opening and refreshing ----------------------------------------------------------------------
+
+    def prepare(self) -> Flow[None]:
+        """Before a call: opens the store the first time, looks at the catalog now and then."""
+        if not self.ready:
+            yield from self.open()
+        elif time.monotonic() - self._looked > REFRESH_SECONDS:
+            self._looked = time.monotonic()  # the others go on meanwhile
+            try:
+                yield from self.refresh()
+            except Unavailable:
+                pass  # the call itself will say so
+
+    def open(self) -> Flow[None]:
+        """Marks the store's clock, reads the catalog, and sees to it that it knows our plans."""
+        keys = self.keys
+        _, clock, raw = yield from self.session.plain(
+            keys.catalog,
+            (b"SETNX", keys.clock, self._clock),
+            (b"GET", keys.clock),
+            (b"GET", keys.catalog),
+        )
+        for reply in (clock, raw):
+            if isinstance(reply, ResponseError):
+                raise Unavailable(f"the store could not be opened: {reply}")
+        if clock != self._clock:
+            raise PolicyError(
+                f"the store under prefix {keys.prefix!r} runs on the "
+                f"{bytes(clock or b'?').decode()} clock, this meter on the {self._clock.decode()} one; "
+                "use another prefix (a test clock and the server's must never meet in one store)"
+            )
+        self._adopt(raw)
+        if self.own_plans is not None and not self.catalog.knows(self.own_plans):
+            if self.catalog.revision == 0 or self._apply:
+                yield from self.apply(self.own_plans, first_only=not self._apply)
+            else:
+                self._refuse()
+        self.ready = True
+
+    def _refuse(self) -> None:
+        change = diff(self.catalog.live(), self.own_plans or ())
+        raise CatalogMismatch(
+            f"these plans are neither the stored catalog (revision {self.catalog.revision}) nor an "
+            f"earlier revision of it; `meterd apply`, meter.apply() or apply=True would change:\n"
+            f"{change}",
+            change,
+        )
+
+    def refresh(self) -> Flow[None]:
+        """Reads the catalog again."""
+        (raw,) = yield from self.session.plain(
+            self.keys.catalog, (b"GET", self.keys.catalog)
+        )
+        if isinstance(raw, ResponseError):
+            raise Unavailable(f"the catalog could not be read: {raw}")
+        self._adopt(raw)
+
+    def _adopt(self, raw: bytes | None) -> None:
+        self._looked = time.monotonic()
+        if raw is not None and raw != self.catalog.raw:
+            self.catalog = Catalog.from_bytes(raw)
+            self._firsts = {}
+
+    # Applying ------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        plans: Sequence[Plan] | None,
+        *,
+        dry_run: bool = False,
+        remove: Sequence[str] = (),
+        first_only: bool = False,
+    ) -> Flow[Diff]:
+        """Puts plans into the catalog. `first_only`: fill an empty one, otherwise only compare."""
+        wanted = self.own_plans if plans is None else tuple(plans)
+        if wanted is None:
+            raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")
+        gone = (remove,) if isinstance(remove, str) else tuple(remove)
+        yield from self.refresh()
+        while True:
+            before = self.catalog
+            change = diff(before.live(), wanted, gone)
+            after = before.applied(wanted, gone, self.session.scripts.digest)
+            if dry_run or not (change or before.revision == 0):
+                return change
+            if first_only and before.revision > 0:
+                if not before.knows(wanted):
+                    self._refuse()
+                return change
+            yield from self._check_eviction(after)
+            put = yield from self.session.call(
+                "apply", [self.keys.catalog], [before.raw, after.raw], harmless=True
+            )
+            if put != 1:
+                yield from self.refresh()
+                if self.catalog.raw == after.raw:
+                    return change  # it was us: the answer had been lost
+                continue
+            self._adopt(after.raw)
+            yield from self._prune_libraries(before, after)
+            return change
+
+    def _check_eviction(self, catalog: Catalog) -> Flow[None]:
+        pools = any(isinstance(x, Pool) for plan in catalog.plans.values() for x in plan.includes)
+        if self._accept_eviction or not pools:
+            return
+        for node in (yield from self.session.nodes()):
+            (info,) = yield from self.session.plain_to(node, (b"INFO", b"memory"))
+            if not isinstance(info, bytes):
+                continue  # a server that does not tell
+            for line in info.decode("utf-8", "replace").splitlines():
+                name, _, value = line.partition(":")
+                if name == "maxmemory_policy" and value.strip() != "noeviction":
+                    raise UnsafeServer(
+                        f"{node}: maxmemory-policy is {value.strip()!r}, so the server may delete "
+                        "credits when memory is short; set it to noeviction (CONFIG SET "
+                        "maxmemory-policy noeviction), or say accept_eviction=True"
+                    )
+
+    def _prune_libraries(self, before: Catalog, after: Catalog) -> Flow[None]:
+        """Removes function libraries that an apply pushed out of the newest few.
+
+        A process that still uses one loads it again when it is missed.
+        """
+        old = [name for name in before.libraries if name not in after.libraries]
+        if not old or not self.session.functions:
+            return
+        for node in (yield from self.session.nodes()):
+            for name in old:
+                yield from self.session.plain_to(
+                    node, (b"FUNCTION", b"DELETE", f"meterd_{name}".encode())
+                )
+
+    # Policies ------------------------------------------------------------------------------------
+
+    def extend_horizon(self, needed_ms: int) -> None:
+        """From now on, zones are written out beyond that instant."""
+        self._horizon = max(self._horizon, horizon_for(needed_ms))
+        self._firsts = {}
+
+    def compile(self, plans: Iterable[Plan]) -> Policy:
+        """The policy of a set of plans, at the current horizon."""
+        held = tuple(plans)
+        key = (self._horizon, *sorted(definition_hash(plan) for plan in held))
+        policy = self._compiled.get(key)
+        if policy is None:
+            policy = compile_policy(held, self._horizon)
+            if len(self._compiled) > 4096:
+                self._compiled.clear()
+            self._compiled[key] = policy
+            self._policies[policy.name] = policy
+            for plan in held:
+                self._definitions[definition_hash(plan)] = plan
+        return policy
+
+    def keep(self, policy: Policy) -> Flow[None]:
+        """Stores a policy and its plans' definitions, before any record can name it."""
+        if policy.name in self._stored:
+            return
+        fields: list[bytes] = [policy.name, policy.blob]
+        for _, _, digest, _ in policy.plans:
+            if digest in self._definitions:
+                fields += [b"d" + digest, definition_bytes(self._definitions[digest])]
+        (reply,) = yield from self.session.plain(
+            self.keys.policies, (b"HSET", self.keys.policies, *fields)
+        )
+        if isinstance(reply, ResponseError):
+            raise Unavailable(f"a policy could not be stored: {reply}")
+        self._stored.add(policy.name)
+
+    def policy(self, name: bytes) -> Flow[Policy]:
+        """The policy of that name, from memory or from the store."""
+        found = self._policies.get(name)
+        if found is None:
+            blob = yield from self._fetch(name)
+            if blob is None:
+                raise ScriptError(
+                    f"a record names policy {name.hex()}, which is not in "
+                    f"{self.keys.policies.decode()}: was a part of the store deleted?"
+                )
+            found = self._policies[name] = read_policy(blob)
+            self._stored.add(name)
+        return found
+
+    def _fetch(self, name: bytes) -> Flow[bytes | None]:
+        (blob,) = yield from self.session.plain(
+            self.keys.policies, (b"HGET", self.keys.policies, name)
+        )
+        if isinstance(blob, ResponseError):
+            raise Unavailable(f"a policy could not be read: {blob}")
+        found: bytes | None = blob
+        return found
+
+    def plans_of(self, policy: Policy, *, current: bool) -> Flow[list[Plan]]:
+        """The plans of a policy: as they were, or as the catalog has them now."""
+        found = []
+        for _, name, digest, private in policy.plans:
+            if current and not private and name in self.catalog.plans:
+                found.append(self.catalog.plans[name])
+                continue
+            plan = self._definitions.get(digest)
+            if plan is None:
+                raw = yield from self._fetch(b"d" + digest)
+                if raw is None:
+                    raise ScriptError(f"the definition of plan {name!r} is missing from the store")
+                plan = self._definitions[digest] = plan_from_bytes(raw)
+            found.append(plan)
+        return found
+
+    def first(self, join: str | None) -> Policy | None:
+        """What a root joins at first sight; None if nothing."""
+        return self._first(join)[1]
+
+    def context(self, join: str | None) -> bytes:
+        """The script argument that says so."""
+        return self._first(join)[0]
+
+    def _first(self, join: str | None) -> tuple[bytes, Policy | None]:
+        found = self._firsts.get(join)
+        if found is None:
+            plans = self.catalog.defaults()
+            group = ""
+            if join is not None:
+                plan = self.catalog.plan(join)
+                plans[plan.group] = plan
+                group = plan.group
+            policy = self.compile(plans.values()) if plans else None
+            name = policy.name if policy else ABSENT
+            found = wire.context(self.catalog.revision, name, group), policy
+            self._firsts[join] = found
+        return found
+
+    def brought_up(self, plans: Iterable[Plan], *, root: bool, join: str | None) -> list[Plan]:
+        """A record's plans with what first sight adds in the groups where it has none."""
+        held = {plan.group: plan for plan in plans}
+        if root:
+            if join is not None:
+                plan = self.catalog.plan(join)
+                held.setdefault(plan.group, plan)
+            for group, plan in self.catalog.defaults().items():
+                held.setdefault(group, plan)
+        return list(held.values())

@@ -1,0 +1,261 @@
+"""The wire: what goes to the scripts in `lua/` and what comes back. No I/O.
+
+Each entry's header in `lua/` says the same by position; a test holds the two together. Numbers travel
+as little-endian doubles, exact to 2**53; -2**53 is "none".
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgpack
+
+from meterd import policy_checks as checks
+from meterd.errors import PolicyError, ScriptError
+from meterd.keys import Path
+from meterd.result import Code, LimitState
+from meterd.timespec import shown
+
+MAX_AMOUNT = 10**15
+MAX_OP_BYTES = 128
+NONE = -(2.0**53)
+
+DECIDED, REPLAYED, NEED, STALE, CONFLICT, DONE, UNKNOWN = range(7)
+_CODES = (
+    Code.OK,
+    Code.NO_PLAN,
+    Code.NOT_INCLUDED,
+    Code.USAGE_EXCEEDED,
+    Code.RATE_LIMITED,
+)
+_HEAD = struct.Struct("<BBBBdd")
+_SECTION = struct.Struct("<BBH")
+_KINDS = {"p": "pool", "f": "bucket", "s": "bucket", "t": "bucket", "g": "flag"}
+_ONE = struct.pack("<d", 1)
+
+
+class Costs(NamedTuple):
+    """Cost names and amounts, as they travel."""
+
+    names: tuple[str, ...]
+    joined: bytes
+    amounts: bytes
+    values: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _checked_name(name: str) -> bytes:
+    return checks.name(name, "costs").encode()
+
+
+def check_amount(amount: object, what: str = "amount") -> int:
+    """A plain integer, 0 .. 10**15; anything else is a `PolicyError`."""
+    if type(amount) is not int:
+        raise PolicyError(
+            f"{what}: {shown(amount)} is not a plain integer; allowed: 0 to 10**15, "
+            "so charge the smallest unit you bill"
+        )
+    if not 0 <= amount <= MAX_AMOUNT:
+        raise PolicyError(f"{what}: {amount} is out of range; allowed: 0 to 10**15")
+    return amount
+
+
+def encode_costs(costs: str | Mapping[str, int], amount: int = 1) -> Costs:
+    """A cost name, or a mapping of cost names to amounts (then `amount` has to stay 1)."""
+    if isinstance(costs, str):
+        raw = _checked_name(costs)
+        if amount == 1 and type(amount) is int:
+            return Costs((costs,), raw, _ONE, (1,))
+        value = check_amount(amount, f"amount of {costs!r}")
+        return Costs((costs,), raw, struct.pack("<d", value), (value,))
+    if not isinstance(costs, Mapping):
+        raise PolicyError(
+            f"costs: {shown(costs)} is neither a cost name nor a mapping of cost names to amounts"
+        )
+    if not costs:
+        raise PolicyError("costs: an empty mapping charges nothing; name at least one cost")
+    if len(costs) > 64:
+        raise PolicyError(f"costs: {len(costs)} names; allowed: at most 64")
+    if amount != 1 or type(amount) is not int:
+        raise PolicyError(
+            f"amount: {shown(amount)} beside a mapping of costs; put the amounts into the mapping"
+        )
+    names = tuple(costs)
+    joined = b",".join([_checked_name(name) for name in names])
+    values = tuple([check_amount(value, f"amount of {name!r}") for name, value in costs.items()])
+    return Costs(names, joined, struct.pack(f"<{len(values)}d", *values), values)
+
+
+def check_op(op: object) -> str:
+    """Any text up to 128 bytes of UTF-8."""
+    if not isinstance(op, str) or not op:
+        raise PolicyError(f"op: {shown(op)} is not an operation id; allowed: text, or True for a new one")
+    try:
+        size = len(op.encode())
+    except UnicodeEncodeError as error:
+        raise PolicyError(f"op: {op!r} is not valid Unicode text") from error
+    if size > MAX_OP_BYTES:
+        raise PolicyError(f"op: {size} bytes; allowed: at most {MAX_OP_BYTES}")
+    return op
+
+
+def digest(*parts: object) -> bytes:
+    """What makes two requests the same, as 16 bytes."""
+    return blake2b(msgpack.packb(parts), digest_size=16).digest()
+
+
+def op_argument(request: bytes, retention_ms: int) -> bytes:
+    return request + struct.pack("<Q", retention_ms)[:6]
+
+
+def context(revision: int, first: bytes, mark: str = "") -> bytes:
+    """What a script has to know of the catalog; `mark`: a group to join, or "!" for a limiter."""
+    return struct.pack("<I", revision) + first + mark.encode()
+
+
+def extra(policies: Mapping[bytes, bytes], moves: Mapping[int, tuple[bytes, bytes, bytes]]) -> bytes:
+    """What a repeated call brings along; empty if there is nothing."""
+    if not policies and not moves:
+        return b""
+    value: dict[str, Any] = {}
+    if policies:
+        value["p"] = dict(policies)
+    if moves:
+        value["m"] = [[level, *move] for level, move in moves.items()]
+    packed: bytes = msgpack.packb(value, use_bin_type=False)
+    return packed
+
+
+class Stale(NamedTuple):
+    level: int
+    policy: bytes
+    revision: int
+
+
+def decode_need(reply: bytes) -> list[bytes]:
+    return [reply[at : at + 8] for at in range(1, len(reply), 8)]
+
+
+def decode_stale(reply: bytes) -> list[Stale]:
+    return [
+        Stale(reply[at], reply[at + 1 : at + 9], int.from_bytes(reply[at + 9 : at + 13], "little"))
+        for at in range(1, len(reply), 13)
+    ]
+
+
+class Answer(NamedTuple):
+    """A decided call: the head decoded, the sections left for whoever looks."""
+
+    allowed: bool
+    code: Code
+    balance: int | None
+    now_ms: int
+    limits: Callable[[], tuple[LimitState, ...]]
+    end: Callable[[], int]
+
+
+def _number(value: float) -> int | None:
+    return None if value == NONE else int(value)
+
+
+@lru_cache(maxsize=4096)
+def _described(names: bytes) -> tuple[tuple[str, str], ...]:
+    lines = names.decode().split("\n")[:-1]
+    return tuple((_KINDS[line[0]], line[1:]) for line in lines)
+
+
+@lru_cache(maxsize=64)
+def _figures(count: int) -> struct.Struct:
+    return struct.Struct("<" + "Bddddddd" * count)
+
+
+def decode_answer(reply: bytes, path: Path) -> Answer:
+    """Status 0 or 1 and everything behind it; raises `ScriptError` for anything else."""
+    try:
+        start = 1 if reply[0] == REPLAYED else 0
+        _, code, allowed, sections, now_ms, balance = _HEAD.unpack_from(reply, start)
+        at = start + _HEAD.size
+        return Answer(
+            bool(allowed),
+            _CODES[code],
+            _number(balance),
+            int(now_ms),
+            lambda: _limits(reply, at, sections, path, int(now_ms))[0],
+            lambda: _limits(reply, at, sections, path, int(now_ms))[1],
+        )
+    except (struct.error, IndexError, TypeError) as error:
+        raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
+
+
+def _limits(
+    reply: bytes, at: int, sections: int, path: Path, now_ms: int
+) -> tuple[tuple[LimitState, ...], int]:
+    found: list[LimitState] = []
+    for _ in range(sections):
+        level, count, length = _SECTION.unpack_from(reply, at)
+        at += _SECTION.size
+        described = _described(reply[at : at + length])
+        at += length
+        form = _figures(count)
+        values = form.unpack_from(reply, at)
+        at += form.size
+        subject = path.shown(level)
+        for i, (kind, name) in enumerate(described):
+            fits, limit, used, remaining, over, applied, resets, retry = values[i * 8 : i * 8 + 8]
+            found.append(
+                LimitState(
+                    subject,
+                    name,
+                    kind,
+                    _number(limit),
+                    int(used),
+                    _number(remaining),
+                    int(over),
+                    int(applied),
+                    bool(fits),
+                    _number(resets),
+                    None if retry == NONE else (int(retry) - now_ms) / 1000,
+                )
+            )
+    return tuple(found), at
+
+
+class LevelRow(NamedTuple):
+    level: int
+    policy: bytes
+    stored: bool
+    overrides: dict[str, dict[str, int]]
+
+
+def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
+    """What stands behind the answer of `usage`."""
+    rows: list[LevelRow] = []
+    while at < len(reply):
+        level, policy, stored, length = struct.unpack_from("<B8sBH", reply, at)
+        at += 12
+        overrides: dict[str, dict[str, int]] = {}
+        if length:
+            overrides = msgpack.unpackb(reply[at : at + length])["o"]
+            at += length
+        rows.append(LevelRow(level, policy, bool(stored), overrides))
+    return rows
+
+
+def decode_meta(raw: bytes) -> dict[str, Any]:
+    """Fields and their JSON values."""
+    return {name: json.loads(value) for name, value in msgpack.unpackb(raw).items()}
+
+
+def command(*parts: bytes) -> bytes:
+    """One packed RESP command."""
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
+
+
+def script_call(head: Sequence[bytes], keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
+    """FCALL name or EVALSHA digest, with its keys and arguments, packed."""
+    return command(*head, b"%d" % len(keys), *keys, *args)

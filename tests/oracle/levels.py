@@ -1,0 +1,128 @@
+"""The records of all levels: as they are now, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.oracle import records
+from tests.oracle.plans import Catalog
+from tests.oracle.records import Record
+from tests.oracle.requests import Path
+
+
+@dataclass(slots=True)
+class View:
+    """A level as it is now. `record` may be a stored one (not `changed`) or a copy to be stored."""
+
+    path: Path
+    record: Record | None
+    changed: bool = False
+
+    @property
+    def depth(self) -> int:
+        return len(self.path)
+
+
+class Levels:
+    """Root -> path -> record. `expire_first_sight` as in `Oracle`."""
+
+    def __init__(self, catalog: Catalog, expire_first_sight: bool) -> None:
+        self.catalog = catalog
+        self.expire_first_sight = expire_first_sight
+        self.records: dict[str, dict[Path, Record]] = {}
+
+    def now(self, path: Path, now: int) -> int:
+        """The clock, or the last instant that a record on the path has seen."""
+        level = self.records.get(path[0], {})
+        for depth in range(1, len(path) + 1):
+            record = level.get(path[:depth])
+            if record is not None:
+                now = max(now, record.seen)
+        return now
+
+    def stored(self, path: Path, now: int) -> Record | None:
+        """What was last written, unless it has expired."""
+        record = self.records.get(path[0], {}).get(path)
+        if record is not None and record.first_sight and self.expire_first_sight:
+            full_at = record.full_at()
+            if full_at is not None and full_at <= now:
+                return None
+        return record
+
+    def views(self, path: Path, join: str | None, now: int) -> list[View]:
+        if join is not None:
+            self.catalog.plan(join)
+        views = [self.view(path[:1], join, now)]
+        for depth in range(2, len(path) + 1):
+            views.append(self.view(path[:depth], None, now))
+        return views
+
+    def view(self, path: Path, join: str | None, now: int) -> View:
+        stored = self.stored(path, now)
+        if stored is None:
+            plans = self.joined({}, join) if len(path) == 1 else {}
+            if not plans:
+                return View(path, None)
+            base = self.catalog.merged(plans)
+            made = records.fresh(plans, base, self.catalog.revision, now)
+            made.first_sight = True
+            return View(path, made, changed=True)
+        record = records.without_expired(stored, now)
+        outdated = record.revision != self.catalog.revision
+        plans = record.plans
+        if len(path) == 1:
+            plans = self.joined(plans, join, defaults=outdated)
+        if not outdated and plans == record.plans:
+            return View(path, record)
+        return View(path, self.converted(record, plans, now), changed=True)
+
+    def joined(
+        self, plans: Mapping[str, Any], join: str | None, defaults: bool = True
+    ) -> dict[str, Any]:
+        """A root's plans by group, with those it joins added."""
+        joined = dict(plans)
+        if join is not None and self.catalog.plan(join).group not in joined:
+            joined[self.catalog.joinable(join).group] = join
+        return {**self.catalog.defaults, **joined} if defaults else joined
+
+    def converted(self, record: Record, plans: dict[str, Any], now: int, **options: Any) -> Record:
+        """The record under these plans as the catalog defines them now."""
+        options.setdefault("overrides", record.overrides)
+        return records.converted(
+            record,
+            plans=plans,
+            base=self.catalog.merged(plans),
+            revision=self.catalog.revision,
+            now=now,
+            **options,
+        )
+
+    def settable(self, path: Path, now: int) -> tuple[Record, dict[str, Any]]:
+        """The level's record, or a new empty one, and the plans that it is going to hold."""
+        stored = self.stored(path, now)
+        plans: dict[str, Any] = {} if stored is None else dict(stored.plans)
+        if len(path) == 1 and (stored is None or stored.revision != self.catalog.revision):
+            plans = self.joined(plans, None)
+        if stored is None:
+            return records.fresh({}, {}, self.catalog.revision, now), plans
+        return records.without_expired(stored, now), plans
+
+    def rewrite(
+        self, path: Path, record: Record, plans: dict[str, Any], now: int, **options: Any
+    ) -> None:
+        """Store the record under these plans. `options` as for `records.converted`."""
+        self.store(path, self.converted(record, plans, now, **options), now, first_sight=False)
+
+    def store(
+        self, path: Path, record: Record, now: int, *, first_sight: bool | None = None
+    ) -> None:
+        record.seen = now
+        if first_sight is not None:
+            record.first_sight = first_sight
+        self.records.setdefault(path[0], {})[path] = record
+
+    def forget(self, path: Path) -> None:
+        below = self.records.get(path[0], {})
+        self.records[path[0]] = {p: r for p, r in below.items() if p[: len(path)] != path}

@@ -1,0 +1,331 @@
+"""Pools and flags: what a limit is, what its state is, and every move that state can make.
+
+A *spec* is the effective definition of one limit (groups added up, override applied); a *state* is
+an immutable tuple. Every method is a pure function: state in, state out. Except for `bring` and
+`convert`'s old state, every state passed in must have been brought to `now` first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from tests.oracle import calendar
+from tests.oracle.calendar import Grid
+
+MAX_COUNTER = 9 * 10**15
+
+
+@dataclass(slots=True)
+class OLimit:
+    """One limit at one level, as a decision or a usage report shows it."""
+
+    subject: tuple[str, ...]
+    name: str
+    kind: str
+    limit: int | None
+    used: int
+    remaining: int | None
+    overage: int
+    applied: int
+    allowed: bool
+    resets_at_ms: int | None
+    retry_after_ms: int | None
+
+
+class Figures(NamedTuple):
+    used: int
+    remaining: int | None
+    overage: int
+    resets_at_ms: int | None
+
+
+class PoolState(NamedTuple):
+    """`end` is None for a period that never ends. A closed pool has `start == end == 0`."""
+
+    anchor_ms: int
+    start: int
+    end: int | None
+    open: bool = True
+    used: int = 0
+    over: int = 0
+    carried: int = 0
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """`reset`: None, a unit, or ms. `anchor`: a word, a day 1-31, or ("at", instant in ms)."""
+
+    name: str
+    limit: int | None
+    reset: str | int | None
+    anchor: str | int | tuple[str, int]
+    tz: str
+    rollover: int
+    overage: int | None
+    carry_debt: bool
+    rates: tuple[tuple[str, int], ...]
+    other: tuple[object, ...] = ()
+    kind = "pool"
+
+    # -- periods ---------------------------------------------------------------------------------
+
+    @cached_property
+    def first_use(self) -> bool:
+        return self.anchor == "first_use"
+
+    def grid(self, anchor_ms: int) -> Grid:
+        """The boundaries. `anchor_ms`: the pool's own anchor (first_use: the period's start)."""
+        assert self.reset is not None
+        if self.anchor == "calendar":
+            assert isinstance(self.reset, str)
+            return calendar.calendar_grid(self.reset, self.tz)
+        if isinstance(self.anchor, int):
+            return calendar.month_day_grid(self.anchor, self.tz)
+        origin_ms = self.anchor[1] if isinstance(self.anchor, tuple) else anchor_ms
+        return calendar.grid_from(self.reset, self.tz, origin_ms)
+
+    def fresh(self, now: int, anchor_ms: int) -> PoolState:
+        """The state of a pool that enters a record at `now`."""
+        if self.reset is None:
+            return PoolState(anchor_ms, now, None)
+        if self.first_use:
+            return PoolState(anchor_ms, 0, 0, open=False)
+        grid = self.grid(anchor_ms)
+        n = grid.index_of(now)
+        return PoolState(anchor_ms, grid.boundary(n), grid.boundary(n + 1))
+
+    def ended(self, state: PoolState, now: int) -> bool:
+        return state.open and state.end is not None and now >= state.end
+
+    def bring(self, state: PoolState, now: int) -> PoolState:
+        """Lazy reset by closed form, however many boundaries were missed."""
+        if not self.ended(state, now):
+            return state
+        carried = self.carry(self.unspent(state))
+        if self.first_use:
+            return PoolState(state.anchor_ms, 0, 0, open=False, carried=carried)
+        assert state.end is not None
+        grid = self.grid(state.anchor_ms)
+        last = grid.index_of(now)
+        # Counted by number: where the clock skips a day, two boundaries are one instant.
+        missed = last - grid.index_of(state.end - 1)
+        if self.limit is not None:
+            carried = self.carry(carried + (missed - 1) * self.limit)
+        start, end = grid.boundary(last), grid.boundary(last + 1)
+        return PoolState(state.anchor_ms, start, end, carried=carried)
+
+    def bring_stepwise(self, state: PoolState, now: int) -> PoolState:
+        """The same, one boundary after the other, by the definition of a single period's end."""
+        if not self.ended(state, now):
+            return state
+        if self.first_use:
+            return self.close(state)._replace(start=0, end=0, open=False)
+        assert state.end is not None
+        grid = self.grid(state.anchor_ms)
+        n = grid.index_of(state.end - 1) + 1
+        while grid.boundary(n) <= now:
+            start, end = grid.boundary(n), grid.boundary(n + 1)
+            state = self.close(state)._replace(start=start, end=end)
+            n += 1
+        return state
+
+    def close(self, state: PoolState) -> PoolState:
+        """One period's end: nothing used any more, something carried."""
+        carried = self.carry(self.unspent(state))
+        return state._replace(used=0, drawn=0, over=0, carried=carried)
+
+    def unspent(self, state: PoolState) -> int | None:
+        """N: what a period that ends now leaves behind, negative for debt; None: unbounded."""
+        room = self.room(state)
+        return None if room is None else room - state.over - max(0, -state.carried)
+
+    def carry(self, left: int | None) -> int:
+        """f: what of it the next period gets."""
+        if left is None:
+            return self.rollover
+        if left >= 0:
+            return min(self.rollover, left)
+        return left if self.carry_debt else 0
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def room(self, state: PoolState) -> int | None:
+        if self.limit is None:
+            return None
+        return max(0, self.limit + max(0, state.carried) - state.used)
+
+    def remaining(self, state: PoolState) -> int | None:
+        room = self.room(state)
+        return None if room is None else room - state.over - max(0, -state.carried)
+
+    def figures(self, state: PoolState, now: int) -> Figures:
+        used = state.used + state.drawn + state.over
+        resets_at = state.end if state.open else None
+        return Figures(used, self.remaining(state), state.over, resets_at)
+
+    def spendable(self, state: PoolState, now: int) -> int | None:
+        """The largest amount that would fit; None: any."""
+        remaining = self.remaining(state)
+        if remaining is None or self.overage is None:
+            return None
+        return max(0, remaining + self.overage)
+
+    def fits(self, state: PoolState, amount: int, now: int) -> bool:
+        remaining = self.remaining(state)
+        if amount == 0 or remaining is None or self.overage is None:
+            return True
+        return amount <= remaining + self.overage
+
+    def retry_after(self, state: PoolState, amount: int, now: int) -> int | None:
+        """ms until the first boundary at which the amount fits; None: at none of them."""
+        k = self.periods_until_fit(state, amount)
+        if k is None:
+            return None
+        assert state.end is not None
+        if self.first_use:
+            return state.end - now
+        grid = self.grid(state.anchor_ms)
+        try:
+            at = grid.boundary(grid.index_of(state.end - 1) + k)
+        except calendar.OutOfRange:
+            return None
+        return at - now if at <= calendar.LAST_MS else None
+
+    def periods_until_fit(self, state: PoolState, amount: int) -> int | None:
+        """The least k >= 1 such that the amount fits once the k-th coming boundary has passed."""
+        if not state.open or state.end is None:
+            return None
+        assert self.limit is not None, "such a pool never refuses"
+        assert self.overage is not None, "such a pool never refuses"
+        carried = self.carry(self.unspent(state))
+        needed = amount - self.limit - self.overage  # fits iff needed <= carried
+        if needed <= carried:
+            return 1
+        # `carried` grows by `limit` per further period, up to `rollover` (debt shrinks to 0).
+        if needed > self.rollover or self.limit == 0 or self.first_use:
+            return None
+        return 1 + -(-(needed - carried) // self.limit)
+
+    # -- moves -----------------------------------------------------------------------------------
+
+    def opened(self, state: PoolState, now: int) -> PoolState:
+        """A closed first_use pool opens its period."""
+        if state.open:
+            return state
+        return state._replace(start=now, end=self.grid(now).boundary(1), open=True)
+
+    def charge(self, state: PoolState, amount: int, now: int) -> PoolState:
+        """Allowance first, the rest goes over. The caller decides whether it fits."""
+        if amount == 0:
+            return state
+        state = self.opened(state, now)
+        room = self.room(state)
+        own = amount if room is None else min(amount, room)
+        return state._replace(used=state.used + own, over=state.over + amount - own)
+
+    def report(self, state: PoolState, amount: int, now: int) -> tuple[PoolState, int]:
+        return self.charge(state, amount, now), amount
+
+    def refund(self, state: PoolState, amount: int, now: int) -> tuple[PoolState, int]:
+        over = min(amount, state.over)
+        used = min(amount - over, state.used)
+        back = over + used
+        return state._replace(over=state.over - over, used=state.used - used), back
+
+    def adjust(self, state: PoolState, used: int, now: int) -> PoolState:
+        if used > 0:
+            state = self.opened(state, now)
+        own = used
+        if self.limit is not None:
+            own = min(used, max(0, self.limit + max(0, state.carried) - state.drawn))
+        return state._replace(used=own, over=used - own)
+
+    def overflows(self, state: PoolState) -> bool:
+        return state.used > MAX_COUNTER or state.over > MAX_COUNTER
+
+    # -- another definition ----------------------------------------------------------------------
+
+    def convert(self, old: Any, state: Any, now: int) -> PoolState:
+        """The state under this spec; `state` is brought to `now` under `old`, its former spec."""
+        if not isinstance(old, PoolSpec):
+            return self.fresh(now, now)
+        assert isinstance(state, PoolState)
+        if (self.reset, self.anchor, self.tz) == (old.reset, old.anchor, old.tz):
+            return state
+        if not state.open:
+            if self.first_use:
+                return state
+            fresh = self.fresh(now, state.anchor_ms)
+            return state._replace(start=fresh.start, end=fresh.end, open=True)
+        return state._replace(end=self.end_after(state, now))
+
+    def end_after(self, state: PoolState, now: int) -> int | None:
+        """The first boundary after `now` for the open period of `state`."""
+        if self.reset is None:
+            return None
+        return self.grid(state.start if self.first_use else state.anchor_ms).first_after(now)
+
+    def re_anchor(self, state: PoolState, anchor_ms: int, now: int) -> PoolState:
+        """An explicit subscription anchor: use and start stay, the end moves."""
+        if self.anchor != "subscription":
+            return state
+        state = state._replace(anchor_ms=anchor_ms)
+        return state._replace(end=self.end_after(state, now))
+
+    def restart(self, state: PoolState, anchor_ms: int, now: int) -> PoolState:
+        """A new period from `now`; `state` was closed under its former spec."""
+        if self.first_use:
+            return state._replace(start=0, end=0, open=False)
+        if self.anchor == "subscription":
+            state = state._replace(anchor_ms=anchor_ms)
+        state = state._replace(start=now, open=True)
+        return state._replace(end=self.end_after(state, now))
+
+
+@dataclass(frozen=True)
+class FlagSpec:
+    """A feature: included or not. It has no state, and any amount of it fits."""
+
+    name: str
+    kind = "flag"
+    limit = None
+
+    @property
+    def rates(self) -> tuple[tuple[str, int], ...]:
+        return ((self.name, 1),)
+
+    def fresh(self, now: int, anchor_ms: int) -> None:
+        return None
+
+    def bring(self, state: None, now: int) -> None:
+        return None
+
+    def convert(self, old: Any, state: Any, now: int) -> None:
+        return None
+
+    def figures(self, state: None, now: int) -> Figures:
+        return Figures(0, None, 0, None)
+
+    def spendable(self, state: None, now: int) -> int | None:
+        return None
+
+    def fits(self, state: None, amount: int, now: int) -> bool:
+        return True
+
+    def retry_after(self, state: None, amount: int, now: int) -> int | None:
+        return None
+
+    def charge(self, state: None, amount: int, now: int) -> None:
+        return None
+
+    def report(self, state: None, amount: int, now: int) -> tuple[None, int]:
+        return None, 0
+
+    def refund(self, state: None, amount: int, now: int) -> tuple[None, int]:
+        return None, 0
+
+    def overflows(self, state: None) -> bool:
+        return False

@@ -1,0 +1,377 @@
+"""Oracle and engine side by side: random plans, paths, costs, clocks, plan changes, replayed ids.
+
+A machine draws every choice from one `random.Random`, so Hypothesis can drive and shrink it, and a
+long run can feed it plain seeds. After every step each field of the engine's answer must equal the
+model's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from meterd import Bucket, Flag, Meter, Plan, Pool, errors
+from meterd.testing import ManualClock
+from tests.oracle import errors as oracle_errors
+from tests.oracle.model import Oracle
+
+START_MS = 1_709_000_000_000  # 2024-02-27
+ZONES = (
+    "UTC", "Europe/Berlin", "America/New_York", "Australia/Sydney", "Asia/Kolkata",
+    "Africa/Casablanca", "Pacific/Apia",
+)  # fmt: skip
+SUBJECTS = ("a", "b", "a/t", "b/t", "a/t/u", "a/t/u/v", ("b", "x/y"))
+COSTS = ("credits", "api", "burst", "login", "tokens", "sso", "nothing")
+AMOUNTS = (0, 1, 1, 1, 2, 3, 5, 8, 13, 40, 100, 1000, 10**6)
+STEPS_MS = (0, 0, 1, 1, 7, 100, 999, 1000, 5_000, 60_000, 3_600_000, 86_400_000, 40 * 86_400_000)
+RESETS = (None, "hour", "day", "week", "month", "quarter", "year", "90s", "36h", "10d")
+
+
+def random_pool(rng: random.Random, name: str) -> Pool:
+    reset = rng.choice(RESETS)
+    anchors: list[Any] = ["subscription"]
+    if reset is not None:
+        anchors += ["first_use", rng_datetime(rng)]
+        if reset in ("hour", "day", "week", "month", "quarter", "year"):
+            anchors.append("calendar")
+        if reset == "month":
+            anchors += [rng.randint(1, 31)] * 3
+    anchor = rng.choice(anchors)
+    carries = reset is not None and anchor != "first_use"
+    return Pool(
+        name,
+        rng.choice((None, 0, 1, 10, 100, 1000, 10**15)),
+        reset,
+        anchor=anchor,
+        tz=rng.choice(ZONES),
+        rollover=rng.choice((0, 0, 5, 100, 10**6)) if carries else 0,
+        overage=rng.choice((0, 0, 0, 7, None)),
+        carry_debt=carries and rng.random() < 0.4,
+        rates=random_rates(rng, name),
+    )
+
+
+def rng_datetime(rng: random.Random) -> Any:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime(2023, 1, 31, 5, 30, tzinfo=UTC) + timedelta(minutes=rng.randint(0, 10**6))
+
+
+def random_rates(rng: random.Random, name: str) -> dict[str, int] | None:
+    if rng.random() < 0.6:
+        return None
+    names = rng.sample(COSTS[:6], rng.randint(1, 3))
+    return {cost: rng.choice((1, 1, 2, 3, 10)) for cost in names}
+
+
+def random_bucket(rng: random.Random, name: str) -> Bucket:
+    algorithm = rng.choice(("sliding", "fixed", "token"))
+    return Bucket(
+        name,
+        rng.choice((0, 1, 3, 10, 60, 1000, 10**12)),
+        rng.choice(("1ms", "7ms", "1s", "10s", "1m", "1h", "30d", "366d")),
+        algorithm=algorithm,
+        burst=rng.choice((None, 1, 5, 20, 10**12)) if algorithm == "token" else None,
+        rates=random_rates(rng, name),
+    )
+
+
+def random_limits(rng: random.Random) -> list[Any]:
+    limits: list[Any] = []
+    if rng.random() < 0.85:
+        limits.append(random_pool(rng, "credits"))
+    if rng.random() < 0.3:
+        limits.append(random_pool(rng, "tokens"))
+    limits += [random_bucket(rng, name) for name in ("api", "burst", "login") if rng.random() < 0.5]
+    if rng.random() < 0.4:
+        limits.append(Flag("sso"))
+    rng.shuffle(limits)
+    return limits
+
+
+def random_plans(rng: random.Random) -> list[Plan]:
+    """Base plans, and an add-on whose limits agree with every base plan in all that must agree."""
+    plans = [
+        Plan(name, includes=random_limits(rng), default=default)
+        for name, default in (("free", rng.random() < 0.7), ("pro", False), ("max", False))
+    ]
+    extra = [Bucket("seats", rng.choice((1, 9)), "1d", rates={"login": 1})]
+    if rng.random() < 0.5:
+        extra.append(Pool("addon", 50, "month", rates={"credits": 2}))
+    plans.append(Plan("more", includes=extra, group="addons", default=rng.random() < 0.2))
+    same = Pool("shared", 10, "week", anchor="calendar", rates={"tokens": 1})
+    if rng.random() < 0.5:
+        plans[0] = Plan("free", includes=[*plans[0].includes, same], default=plans[0].default)
+        plans[-1] = Plan("more", includes=[*extra, same], group="addons", default=plans[-1].default)
+    return plans
+
+
+_ERRORS: dict[type[Exception], type[Exception]] = {
+    oracle_errors.PolicyError: errors.PolicyError,
+    oracle_errors.OpConflict: errors.OpConflict,
+    oracle_errors.NotIncluded: errors.NotIncluded,
+    oracle_errors.NoPlan: errors.NoPlan,
+}
+
+
+def decision_fields(decision: Any) -> dict[str, Any]:
+    """Every field of an engine's decision, in the model's words."""
+    after = decision.retry_after
+    return {
+        "allowed": decision.allowed,
+        "code": str(decision.code),
+        "balance": decision.balance,
+        "retry_after_ms": None if after is None else round(after * 1000),
+        "op": decision.op,
+        "replayed": decision.replayed,
+        "limits": [limit_fields(state) for state in decision.limits],
+        "refused": [(path_of(s.subject), s.name) for s in decision.refused],
+    }
+
+
+def path_of(subject: Any) -> tuple[str, ...]:
+    return tuple(subject.split("/")) if isinstance(subject, str) else tuple(subject)
+
+
+def limit_fields(state: Any) -> dict[str, Any]:
+    after = state.retry_after
+    return {
+        "subject": path_of(state.subject),
+        "name": state.name,
+        "kind": state.kind,
+        "limit": state.limit,
+        "used": state.used,
+        "remaining": state.remaining,
+        "overage": state.overage,
+        "applied": state.applied,
+        "allowed": state.allowed,
+        "resets_at_ms": state.resets_at_ms,
+        "retry_after_ms": None if after is None else round(after * 1000),
+    }
+
+
+def model_fields(decision: Any) -> dict[str, Any]:
+    return {
+        "allowed": decision.allowed,
+        "code": decision.code,
+        "balance": decision.balance,
+        "retry_after_ms": decision.retry_after_ms,
+        "op": decision.op,
+        "replayed": decision.replayed,
+        "limits": [model_limit(limit) for limit in decision.limits],
+        "refused": [(tuple(limit.subject), limit.name) for limit in decision.refused],
+    }
+
+
+def model_limit(limit: Any) -> dict[str, Any]:
+    names = (
+        "name", "kind", "limit", "used", "remaining", "overage", "applied", "allowed",
+        "resets_at_ms", "retry_after_ms",
+    )  # fmt: skip
+    return {"subject": tuple(limit.subject), **{name: getattr(limit, name) for name in names}}
+
+
+class Machine:
+    """One store and one model, fed the same calls."""
+
+    def __init__(self, rng: random.Random, make: Callable[[Any, list[Plan]], Meter]) -> None:
+        self.rng = rng
+        self.clock = ManualClock(START_MS + rng.randint(0, 10**9))
+        plans = random_plans(rng)
+        self.log: list[str] = [f"plans={plans}"]
+        self.oracle = Oracle(plans, start_ms=self.clock.now_ms, expire_first_sight=False)
+        self.meter = make(self.clock, plans)
+        self.limiter = (
+            [random_bucket(rng, "ip"), random_bucket(rng, "all")] if rng.random() < 0.5 else []
+        )
+        if self.limiter:
+            self.limits = self.meter.limiter("login", *self.limiter)
+            self.model_limits = self.oracle.limiter("login", *self.limiter)
+
+    def both(self, what: str, model: Callable[[], Any], engine: Callable[[], Any]) -> None:
+        """Runs both; same error, or same answer in every field."""
+        self.log.append(f"@{self.clock.now_ms} {what}")
+        expected: Any
+        try:
+            expected = model()
+        except oracle_errors.OracleError as error:
+            expected = error
+        try:
+            actual = engine()
+        except errors.MeterdError as error:
+            if type(error) is _ERRORS.get(type(expected)):
+                return
+            raise AssertionError(f"{what}: expected {expected!r}\n{self.story()}") from error
+        if isinstance(expected, Exception):
+            raise AssertionError(f"{what}: {actual!r}, expected {expected!r}\n{self.story()}")
+        if hasattr(expected, "code"):
+            left, right = model_fields(expected), decision_fields(actual)
+        elif hasattr(expected, "plans"):
+            left = {"limits": [model_limit(limit) for limit in expected.limits]}
+            right = {"limits": [limit_fields(state) for state in actual.limits]}
+        else:
+            return
+        if left != right:
+            raise AssertionError(f"{what}:\n{difference(left, right)}\n{self.story()}")
+
+    def story(self) -> str:
+        return "\n".join(line[:700] for line in [*self.log[:1], *self.log[-25:]])
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def costs(self) -> Any:
+        rng = self.rng
+        if rng.random() < 0.6:
+            return rng.choice(COSTS[:6])
+        names = rng.sample(COSTS[: 7 if rng.random() < 0.1 else 6], rng.randint(1, 4))
+        return {name: rng.choice(AMOUNTS) for name in names}
+
+    def step(self) -> None:
+        rng = self.rng
+        self.clock.now_ms += rng.choice(STEPS_MS)
+        if rng.random() < 0.03:
+            self.clock.now_ms -= rng.choice((1, 1000, 10**7))
+        now = self.clock.now_ms
+        subject = rng.choice(SUBJECTS)
+        roll = rng.random()
+        if roll < 0.72:
+            self.charge(subject, now)
+        elif roll < 0.78:
+            self.both(
+                f"usage {subject}",
+                lambda: self.oracle.usage(subject, now_ms=now),
+                lambda: self.meter.usage(subject),
+            )
+        elif roll < 0.84:
+            self.subscribe(subject, now)
+        elif roll < 0.86:
+            self.unsubscribe(subject, now)
+        elif roll < 0.90:
+            self.override(subject, now)
+        elif roll < 0.93:
+            self.adjust(subject, now)
+        elif roll < 0.935:
+            self.both(
+                f"forget {subject}",
+                lambda: self.oracle.forget(subject),
+                lambda: self.meter.forget(subject),
+            )
+        elif roll < 0.96 and self.limiter:
+            self.limit(now)
+        elif roll < 0.985:
+            self.apply()
+
+    def charge(self, subject: Any, now: int) -> None:
+        rng = self.rng
+        verb = rng.choice(("consume", "consume", "consume", "consume", "check", "report", "refund"))
+        costs = self.costs()
+        amount = rng.choice(AMOUNTS) if isinstance(costs, str) else 1
+        if isinstance(costs, str) and rng.random() < 0.01:
+            amount = 10**15
+        options: dict[str, Any] = {}
+        if verb != "refund" and rng.random() < 0.2:
+            options["join"] = rng.choice(("free", "pro", "more"))
+        if verb != "check" and rng.random() < 0.2:
+            options["op"] = f"op{rng.randint(1, 12)}"
+        self.both(
+            f"{verb} {subject} {costs} {amount} {options}",
+            lambda: getattr(self.oracle, verb)(subject, costs, amount, now_ms=now, **options),
+            lambda: getattr(self.meter, verb)(subject, costs, amount, **options),
+        )
+
+    def subscribe(self, subject: Any, now: int) -> None:
+        rng = self.rng
+        change = rng.choice(("keep", "keep", "reset"))
+        anchor = rng.choice((None, None, None, now - 86_400_000 * 3, now + 5_000_000))
+        if rng.random() < 0.25:
+            limits = random_limits(rng) or [Flag("sso")]
+            plan = None
+        else:
+            limits, plan = [], rng.choice(("free", "pro", "max", "more"))
+        when = None if anchor is None else instant(anchor)
+        self.both(
+            f"subscribe {subject} {plan} {limits} {change} {anchor}",
+            lambda: self.oracle.subscribe(
+                subject, plan, limits=limits, change=change, anchor_ms=anchor, now_ms=now
+            ),
+            lambda: self.meter.subscribe(subject, plan, limits=limits, change=change, anchor=when),
+        )
+
+    def unsubscribe(self, subject: Any, now: int) -> None:
+        plan = self.rng.choice(("free", "pro", "more", "nonsense"))
+        self.both(
+            f"unsubscribe {subject} {plan}",
+            lambda: self.oracle.unsubscribe(subject, plan, now_ms=now),
+            lambda: self.meter.unsubscribe(subject, plan),
+        )
+
+    def override(self, subject: Any, now: int) -> None:
+        rng = self.rng
+        name = rng.choice(("credits", "tokens", "api", "burst", "login"))
+        options: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
+        if rng.random() < 0.2:
+            options["clear"] = True
+        else:
+            if rng.random() < 0.8:
+                fields["limit"] = rng.choice((0, 2, 50, 10**6))
+            elif name in ("credits", "tokens"):
+                fields["overage"] = rng.choice((0, 3, None))
+            else:
+                fields["burst"] = rng.choice((1, 30))
+            ends = rng.choice((None, None, now + 1, now + 90_000, now + 86_400_000 * 50, now))
+            if ends is not None:
+                options["expires"] = ends
+        model = {("expires_ms" if k == "expires" else k): v for k, v in options.items()}
+        if "expires" in options:
+            options["expires"] = instant(options["expires"])
+        self.both(
+            f"override {subject} {name} {model} {fields}",
+            lambda: self.oracle.override(subject, name, now_ms=now, **model, **fields),
+            lambda: self.meter.override(subject, name, **options, **fields),
+        )
+
+    def adjust(self, subject: Any, now: int) -> None:
+        name, used = self.rng.choice(COSTS), self.rng.choice(AMOUNTS)
+        self.both(
+            f"adjust {subject} {name} {used}",
+            lambda: (self.oracle.adjust(subject, name, used=used, now_ms=now), None)[1],
+            lambda: self.meter.adjust(subject, name, used=used),
+        )
+
+    def limit(self, now: int) -> None:
+        verb = self.rng.choice(("consume", "consume", "check"))
+        subject, amount = self.rng.choice(("1.2.3.4", "ab")), self.rng.choice(AMOUNTS)
+        self.both(
+            f"limiter.{verb} {subject} {amount}",
+            lambda: getattr(self.model_limits, verb)(subject, amount, now_ms=now),
+            lambda: getattr(self.limits, verb)(subject, amount),
+        )
+
+    def apply(self) -> None:
+        plans = [plan for plan in random_plans(self.rng) if self.rng.random() < 0.6]
+        self.both(
+            f"apply {plans}",
+            lambda: self.oracle.apply(plans),
+            lambda: self.meter.apply(plans),
+        )
+
+
+def instant(ms: int) -> Any:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+def difference(left: dict[str, Any], right: dict[str, Any]) -> str:
+    lines = []
+    for key, value in left.items():
+        if value != right[key]:
+            if key == "limits" and len(value) == len(right[key]):
+                for one, two in zip(value, right[key], strict=True):
+                    if one != two:
+                        lines.append(f"  model  {one}\n  engine {two}")
+            else:
+                lines.append(f"  {key}: model {value}\n  {key}: engine {right[key]}")
+    return "\n".join(lines)
