@@ -1,5 +1,6 @@
 --- adjust: set what was used of a limit in the running period or window to an absolute figure.
 -- KEYS  1 record
+--       2.. the records of up to three levels above, read for when they were last seen
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 name     the limit

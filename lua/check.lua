@@ -14,6 +14,9 @@ local function check(keys, args)
   if not count then
     return now
   end
-  local _, code = charge.decide(count, args[3], amount_count, now)
+  local total, code = charge.decide(count, args[3], amount_count, now)
+  if code == OK then
+    charge.guard(total)
+  end
   return charge.answer(count, now, code, code == OK)
 end

@@ -1,5 +1,6 @@
 --- override: change a limit for one subject, whatever its plans say, for ever or up to an instant.
 -- KEYS  1 record
+--       2.. the records of up to three levels above, read for when they were last seen
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 name     the limit

@@ -1,5 +1,7 @@
 --- subscribe: give a record other plans; what was used is kept, or its pools start over.
--- KEYS  1 record   2 operation id; only with ARGV 6
+-- KEYS  1 record
+--       2 operation id; only with ARGV 6
+--       then the records of up to three levels above, read for when they were last seen
 -- ARGV  1 now      as consume
 --       2 context  as consume; its policy is what an unseen subject gets
 --       3 change   "keep" or "reset"

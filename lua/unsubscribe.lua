@@ -1,5 +1,6 @@
 --- unsubscribe: take a plan away; limits that no other plan includes are dropped.
 -- KEYS  1 record
+--       2.. the records of up to three levels above, read for when they were last seen
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6; a move says what the record becomes
 -- RETURNS a status: 2 need, 3 stale (also where no move fits the record), 5 done, 6 there is no record
 -- WRITES the record; nothing where there is none

@@ -72,6 +72,7 @@ class Administration:
 
         role = Moving(self.store, root=len(path.keys) == 1, change=changed)
         keys: list[bytes] = [path.keys[-1]]
+        above = path.keys[:-1]
         op_id, op_argument = None, b""
         if op is not None and op is not False:
             op_id = new_op() if op is True else wire.check_op(op)
@@ -84,7 +85,7 @@ class Administration:
         yield from self.operations.settle(
             "subscribe",
             _leaf(path),
-            keys,
+            [*keys, *above],
             lambda needs: [
                 self.operations.now_argument(),
                 role.context(),
@@ -132,7 +133,7 @@ class Administration:
             reply = yield from self.operations.settle(
                 "unsubscribe",
                 _leaf(path),
-                [path.keys[-1]],
+                path.keys[::-1],
                 lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
                 role,
                 harmless=True,
@@ -176,7 +177,7 @@ class Administration:
         reply = yield from self.operations.settle(
             "override",
             _leaf(path),
-            [path.keys[-1]],
+            path.keys[::-1],
             lambda needs: [
                 self.operations.now_argument(),
                 role.context(),
@@ -204,7 +205,7 @@ class Administration:
         reply = yield from self.operations.settle(
             "adjust",
             _leaf(path),
-            [path.keys[-1]],
+            path.keys[::-1],
             lambda needs: [
                 self.operations.now_argument(),
                 role.context(),

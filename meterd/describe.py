@@ -6,6 +6,11 @@ from meterd.policy import Bucket, Flag, Limit, Pool
 from meterd.term import number
 from meterd.timespec import format_ms
 
+_ANCHORS = {
+    "subscription": "from subscription",
+    "calendar": "calendar",
+    "first_use": "from first use",
+}
 _UNITS = {"1s": "second", "1m": "minute", "1h": "hour", "1d": "day", "1w": "week"}
 
 
@@ -40,7 +45,7 @@ def _pool(pool: Pool) -> list[str]:
         elif pool.anchor_kind == "instant":
             said.append(f"from {pool.anchor:%Y-%m-%d %H:%M %Z}")
         else:
-            said.append({"first_use": "from first use"}.get(str(pool.anchor), str(pool.anchor)))
+            said.append(_ANCHORS[str(pool.anchor)])
         if pool.tz != "UTC":
             said.append(pool.tz)
     if pool.rollover:

@@ -137,6 +137,8 @@ class Operations:
                     return fallback
                 raise
             decision = decode(reply, path, op_id)
+            if decision.code is Code.NO_PLAN:
+                role.complain()
             if not wait or decision.allowed or decision.retry_after is None:
                 break
             pause = decision.retry_after
@@ -180,6 +182,7 @@ class Operations:
         hint_key = (path.keys[-1], role.hint)
         needs = self._hinted(hint_key, role)
         asked = False
+        reply: bytes = b""
         for _ in range(_ROUNDS):
             first = role.first()
             if first is not None:
@@ -222,7 +225,6 @@ class Operations:
     ) -> Flow[None]:
         if max(row.revision for row in stale) > self.store.catalog.revision:
             yield from self.store.refresh()
-        needs.moves.clear()
         for row in stale:
             target = yield from role.target(row)
             yield from self.store.keep(target)
@@ -240,13 +242,22 @@ class Operations:
         longer = self.store.compile(plans)
         yield from self.store.keep(longer)
         needs.policies[longer.name] = longer.blob
-        for level in range(1, len(path.keys) + 1):
-            source, old, to = needs.moves.get(level, (short.name, short.name, short.name))
-            needs.moves[level] = (
-                source,
-                longer.name if old == short.name else old,
-                longer.name if to == short.name else to,
-            )
+        matched = False
+        for level, (source, old, to) in needs.moves.items():
+            if short.name in (old, to):
+                matched = True
+                needs.moves[level] = (
+                    source,
+                    longer.name if old == short.name else old,
+                    longer.name if to == short.name else to,
+                )
+        if not matched:
+            # Some record is laid out by it; which one, only the script knows. A move that does not
+            # fit its record is passed over, so each level may be offered one.
+            if len(needs.moves) == len(path.keys):
+                needs.moves.clear()
+            for level in range(1, len(path.keys) + 1):
+                needs.moves.setdefault(level, (short.name, longer.name, longer.name))
 
     def _hinted(self, key: tuple[bytes, str | None], role: Joining | Pinned | Moving) -> Needs:
         found = self._hints.get(key)
@@ -274,6 +285,11 @@ class Joining:
         self._join = join
         self._root = root
         self.hint = f"join:{join or ''}"
+
+    def complain(self) -> None:
+        """An unseen root cannot join a retired plan (those who hold it may go on naming it)."""
+        if self._store.retired(self._join):
+            self._store.catalog.plan(self._join or "")
 
     def first(self) -> Policy | None:
         return self._store.first(self._join) if self._root else self._store.compile(())
@@ -310,6 +326,9 @@ class Pinned:
     def __init__(self, store: Store, plan: Plan) -> None:
         self._store = store
         self._plan = plan
+
+    def complain(self) -> None:
+        """A limiter's records always have their plan."""
 
     def first(self) -> Policy:
         return self._store.compile((self._plan,))

@@ -386,22 +386,29 @@ class Store:
             plans = self.catalog.defaults()
             group = ""
             if join is not None:
-                plan = self.catalog.plan(join)
-                plans[plan.group] = plan
-                group = plan.group
+                if self.retired(join):
+                    plans, group = {}, self.catalog.plans[join].group
+                else:
+                    plan = self.catalog.plan(join)
+                    plans[plan.group] = plan
+                    group = plan.group
             policy = self.compile(plans.values()) if plans else None
             name = policy.name if policy else ABSENT
             found = wire.context(self.catalog.revision, name, group), policy
             self._firsts[join] = found
         return found
 
+    def retired(self, join: str | None) -> bool:
+        """Whether `join` names a plan that only its holders may still name."""
+        return join is not None and join in self.catalog.retired
+
     def brought_up(self, plans: Iterable[Plan], *, root: bool, join: str | None) -> list[Plan]:
         """A record's plans with what first sight adds in the groups where it has none."""
         held = {plan.group: plan for plan in plans}
         if root:
-            if join is not None:
+            if join is not None and self.catalog.plans[join].group not in held:
                 plan = self.catalog.plan(join)
-                held.setdefault(plan.group, plan)
+                held[plan.group] = plan
             for group, plan in self.catalog.defaults().items():
                 held.setdefault(group, plan)
         return list(held.values())

@@ -25,15 +25,22 @@ function assign.whole(text, what, high, none)
   return tonumber(text)
 end
 
--- Reads one record (and an operation id beside it). Returns the instant, or nil and a status.
+-- Reads one record, an operation id beside it, and of the levels above only when they were last
+-- seen. Returns the instant, or nil and a status.
 function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   local with_op = op_text and op.check(op_text)
-  if #keys ~= (with_op and 2 or 1) then
-    bad("keys: the record, then the operation id if there is one")
+  local above = with_op and 3 or 2
+  if #keys < above - 1 or #keys > above + 2 then
+    bad("keys: the record, the operation id if there is one, up to three records above")
   end
   local context, extra = record.context(context_text), record.extra(extra_text)
   local now = clock(now_text)
   local values = call("MGET", spread(keys))
+  for i = above, #keys do
+    if values[i] then
+      now = max(now, record.seen(values[i]))
+    end
+  end
   if with_op then
     local answer = op.find(values[2], op_text, now)
     if answer then
@@ -58,14 +65,14 @@ end
 -- instant from which its boundaries count.
 local function adapt_pool(L, before, now, reset, anchor)
   if reset then
-    before.close(before, now, anchor or L.mode == 0 and now or S[3], 0)
+    before.close(before, now, L.mode == 0 and (anchor or now) or S[3], 0)
   elseif anchor and L.mode == 0 then
     S[3] = anchor
   end
   before.convert(before, L, now, 0)
   if L.mode == 3 then
     if reset then
-      S[1], S[2] = 0, 0
+      S[1], S[2], S[7] = 0, 0, 0
     end
   elseif L.unit > 0 then
     local _, fin = calendar.period(L, S[3], now)

@@ -10,6 +10,7 @@
 
 local DAY = 86400000
 local HOUR = 3600000
+local CENTURY = 100 * 366 * DAY
 
 local calendar = {}
 
@@ -98,18 +99,24 @@ end
 -- `mode` says from where it counts: 0 the record's anchor, 1 a wall time, 2 an instant, 3 the start of
 -- the running period (first use), 4 the wall clock's hours.
 
-local function wall_anchor(L, anchor)
+-- The wall time that a grid of days or months counts from, and the instant if it is one.
+local function civil_anchor(L, anchor)
   if L.mode == 1 then
-    return L.anchor
+    return L.anchor, nil
   end
   if L.mode == 2 then
     anchor = L.anchor
   end
-  return anchor + offset_at(L.zone, anchor)
+  return anchor + offset_at(L.zone, anchor), anchor
 end
 
 -- Boundary n (any integer) of a grid of days or months, counted from its anchor and never chained.
-local function civil_boundary(L, wall, n)
+-- `origin`: the instant that the grid was made from, which is boundary 0 even where its wall time
+-- occurs twice; nil where it was made from a wall time.
+local function civil_boundary(L, wall, origin, n)
+  if n == 0 and origin then
+    return origin
+  end
   if L.unit == 2 then
     return to_utc(L.zone, wall + n * L.every * DAY)
   end
@@ -127,7 +134,7 @@ local function civil_boundary(L, wall, n)
 end
 
 -- The largest n whose boundary is not after t.
-local function civil_index(L, wall, t)
+local function civil_index(L, wall, origin, t)
   local here = t + offset_at(L.zone, t)
   local n
   if L.unit == 2 then
@@ -137,10 +144,10 @@ local function civil_index(L, wall, t)
     local y0, m0 = civil_from_days(floor(wall / DAY))
     n = floor(((y - y0) * 12 + m - m0) / L.every)
   end
-  while civil_boundary(L, wall, n) > t do
+  while civil_boundary(L, wall, origin, n) > t do
     n = n - 1
   end
-  while civil_boundary(L, wall, n + 1) <= t do
+  while civil_boundary(L, wall, origin, n + 1) <= t do
     n = n + 1
   end
   return n
@@ -157,12 +164,13 @@ function calendar.period(L, anchor, t)
     local start = t - (t - base) % L.every
     return start, start + L.every
   end
-  local wall = wall_anchor(L, anchor)
-  local n = civil_index(L, wall, t)
-  return civil_boundary(L, wall, n), civil_boundary(L, wall, n + 1)
+  local wall, origin = civil_anchor(L, anchor)
+  local n = civil_index(L, wall, origin, t)
+  return civil_boundary(L, wall, origin, n), civil_boundary(L, wall, origin, n + 1)
 end
 
--- How many boundaries lie in [first, t], where `first` is one and first <= t.
+-- How many boundaries lie in [first, t], where `first` is one and first <= t. A day that a zone
+-- skipped makes two boundaries of one instant; both count.
 function calendar.missed(L, anchor, first, t)
   if L.mode == 4 then
     return floor((t - first) / HOUR) + 1
@@ -170,14 +178,19 @@ function calendar.missed(L, anchor, first, t)
   if L.unit == 1 then
     return floor((t - first) / L.every) + 1
   end
-  local wall = wall_anchor(L, anchor)
-  return civil_index(L, wall, t) - civil_index(L, wall, first) + 1
+  local wall, origin = civil_anchor(L, anchor)
+  return civil_index(L, wall, origin, t) - civil_index(L, wall, origin, first - 1)
 end
 
 -- The boundary k - 1 steps after the boundary `first`.
+-- nil if that is more than a century away: never, for whoever waits.
 function calendar.later(L, anchor, first, k)
   if k == 1 then
     return first
+  end
+  local shortest = L.unit == 1 and L.every or L.every * (L.unit == 2 and DAY or 28 * DAY)
+  if (k - 1) * shortest - 2 * DAY > CENTURY then
+    return nil
   end
   if L.mode == 4 then
     return first + (k - 1) * HOUR
@@ -185,6 +198,6 @@ function calendar.later(L, anchor, first, k)
   if L.unit == 1 then
     return first + (k - 1) * L.every
   end
-  local wall = wall_anchor(L, anchor)
-  return civil_boundary(L, wall, civil_index(L, wall, first) + k - 1)
+  local wall, origin = civil_anchor(L, anchor)
+  return civil_boundary(L, wall, origin, civil_index(L, wall, origin, first - 1) + k)
 end

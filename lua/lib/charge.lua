@@ -129,6 +129,16 @@ function charge.apply(total, now, partly)
   end
 end
 
+-- Ends the call where apply would end it.
+function charge.guard(total)
+  for k = 1, total do
+    local L = effective(targets[k], target_levels[k])
+    if L.kind == POOL then
+      L.guard(L, costs[k], k * STATE)
+    end
+  end
+end
+
 -- Gives back what can be; marks every limit as fitting, since a refund is never refused.
 function charge.give_back(total, now)
   for k = 1, total do
@@ -194,7 +204,10 @@ function charge.answer(count, now, code, allowed)
           O[o + 5] = applied[k]
           O[o + 7] = NONE
           if not fits[k] and code ~= OK then
-            O[o + 7] = L.retry_at(L, costs[k], now, b)
+            -- A refused first sight leaves no record: no period of its pools ever passes.
+            if L.kind ~= POOL or not level.fresh then
+              O[o + 7] = L.retry_at(L, costs[k], now, b)
+            end
           end
           if target.first > 0 and L.overage ~= NONE then
             local more = max(0, S[b + 8] + L.overage) / target.first

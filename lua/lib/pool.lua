@@ -90,18 +90,23 @@ function pool.charge(L, c, now, b)
   S[b + 4] = S[b + 4] + own
   S[b + 6] = S[b + 6] + c - own
   S[b + 8] = S[b + 8] - c
-  if c > MAX_COUNTER or S[b + 4] > MAX_COUNTER or S[b + 6] > MAX_COUNTER then
+  pool.guard(L, 0, b)
+end
+
+-- Ends the call if charging c would take the counters past what they hold.
+function pool.guard(L, c, b)
+  if S[b + 4] + S[b + 5] + S[b + 6] + c > MAX_COUNTER then
     error("METERD-OVERFLOW " .. L.name, 0)
   end
 end
 
 -- Gives back up to c, newest source first. Returns what came back.
-function pool.refund(_, c, _, b)
+function pool.refund(L, c, _, b)
   local from_over = min(c, S[b + 6])
   local from_used = min(c - from_over, S[b + 4])
   S[b + 6] = S[b + 6] - from_over
   S[b + 4] = S[b + 4] - from_used
-  S[b + 8] = S[b + 8] + from_over + from_used
+  S[b + 8] = remaining(L, S[b + 4], S[b + 6], S[b + 7])
   return from_over + from_used
 end
 
@@ -129,9 +134,9 @@ function pool.figures(L, _, b, o)
   return (fin == 0 or fin == NEVER) and NONE or fin
 end
 
--- The first boundary (an instant) at which c fits, NONE if none. `carried` grows from boundary to
+-- The first boundary (an instant) at which c fits, NONE if there is none within a century. `carried` grows from boundary to
 -- boundary, by one limit each, so the first that suffices is found by division.
-function pool.retry_at(L, c, _, b)
+function pool.retry_at(L, c, now, b)
   local fin = S[b + 2]
   if fin == NEVER then
     return NONE
@@ -141,14 +146,15 @@ function pool.retry_at(L, c, _, b)
     return need <= 0 and fin > 0 and fin or NONE
   end
   local carried = closing(L, S[b + 4], S[b + 6], S[b + 7], 1)
-  if carried >= need then
-    return fin
+  local k = 1
+  if carried < need then
+    if need > L.rollover or L.limit == 0 then
+      return NONE
+    end
+    k = 1 + ceil((need - carried) / L.limit)
   end
-  if need > L.rollover or L.limit == 0 then
-    return NONE
-  end
-  local at = calendar.later(L, S[b + 3], fin, 1 + ceil((need - carried) / L.limit))
-  return at < -NONE and at or NONE
+  local at = calendar.later(L, S[b + 3], fin, k)
+  return at and at - now <= CENTURY and at or NONE
 end
 
 -- The same use under another definition: what was used stays used, the period keeps its start.

@@ -203,6 +203,11 @@ local function read_variable(level, rev, seen, now)
   end
 end
 
+-- When a record was last written.
+function record.seen(rec)
+  return (sunpack("<I6", rec, 15))
+end
+
 -- Brings the records of a path in hand: `values` are the stored bytes (false: none), `now` what the
 -- clock says. A record behind the catalog needs a move, and so does every stored record where the
 -- caller moves records itself: `mover(level, policy, now)`, policy nil for an unseen subject that

@@ -43,7 +43,7 @@ def show(state: State, subject: Subject, join: str | None) -> None:
 def ls(state: State, under: Subject | None, most: int | None) -> None:
     """List the subjects that have a record, or those at and below a SUBJECT."""
     above = () if under is None else segments_of(under)
-    written = 0
+    look, written = state.look(), 0
     with state.meter() as meter:
         for subject in meter.subjects(above[0] if above else None):
             if segments_of(subject)[: len(above)] != above:
@@ -54,7 +54,7 @@ def ls(state: State, under: Subject | None, most: int | None) -> None:
             if state.json:  # an array, written as it comes
                 click.echo(("[\n" if not written else ",\n") + json.dumps(text), nl=False)
             else:
-                click.echo(state.look().clean(text))
+                click.echo(look.clean(text))
             written += 1
     if state.json:
         click.echo("\n]" if written else "[]")

@@ -82,8 +82,8 @@ def replay(
     Runs on a private server that is gone afterwards; with --url on that server, under a prefix of
     its own that is emptied afterwards.
 
-    Without --plans a built-in plan is used and named: for requests 30 a minute (sliding), 60 an
-    hour (fixed) and a token bucket of 10 at 1 a second; for --cost sums of columns a pool of
+    Without --plans a built-in plan is used and named: for requests 30 a minute (sliding), 100 a
+    day (fixed) and a token bucket of 10 at 1 a second; for --cost sums of columns a pool of
     20,000,000 a day and a token bucket of 500,000 a minute.
     """
     if any(not name or name == "=" for name in subject):

@@ -35,11 +35,14 @@ def decision_text(decision: Decision, look: Look) -> str:
     if decision.degraded:
         said.append("degraded: the server was not asked")
     lines = [f"{word}  {look.clean(look.dot.join(said))}"]
-    return "\n".join([*lines, *limit_lines(decision.limits, look)])
+    return "\n".join([*lines, *limit_lines(decision.limits, look, waits=not decision.allowed)])
 
 
-def limit_lines(limits: Iterable[LimitState], look: Look) -> list[str]:
-    """A bar per limit: who, how much of what is used, and when it is new again in local time."""
+def limit_lines(limits: Iterable[LimitState], look: Look, *, waits: bool = True) -> list[str]:
+    """A bar per limit: how much of what is used, and when it is new again in local time.
+
+    `waits`: say of a limit that does not fit when it will.
+    """
     states = list(limits)
     now = datetime.now(UTC)
     names = [look.clean(state.name) for state in states]
@@ -54,7 +57,7 @@ def limit_lines(limits: Iterable[LimitState], look: Look) -> list[str]:
         parts = [name + " " * (name_width - columns(name))]
         if show_levels:
             parts.append(look.dim(level + " " * (level_width - columns(level))))
-        parts += [_bar(state, look), figure.ljust(figure_width), _when(state, now, look)]
+        parts += [_bar(state, look), figure.ljust(figure_width), _when(state, now, look, waits)]
         lines.append(("  " + "  ".join(parts)).rstrip())
     return lines
 
@@ -81,14 +84,14 @@ def _bar(state: LimitState, look: Look) -> str:
     return look.style(look.bar(fraction, _BAR_WIDTH), fg=color)
 
 
-def _when(state: LimitState, now: datetime, look: Look) -> str:
+def _when(state: LimitState, now: datetime, look: Look, waits: bool) -> str:
     said = []
-    if not state.allowed:
+    if waits and not state.allowed:
         wait = state.retry_after
         fits = "never fits" if wait is None else f"fits in {span(round(wait * 1000))}"
         said.append(look.style(fits, fg="red"))
     moment = state.resets_at
-    if moment is not None:
+    if moment is not None and (state.kind == "pool" or state.used):
         # A bucket frees room all the time; what it names is when nothing of it is used any more.
         word = "resets" if state.kind == "pool" else "free again"
         said.append(f"{word} {local_time(moment, now)}")

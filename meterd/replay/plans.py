@@ -2,8 +2,8 @@
 
 Built in, for traffic without `--plans`:
 
-- access logs and rows that only count requests: per subject 30 requests a minute (sliding), 60 an
-  hour (fixed) and a token bucket of 10 that refills 1 a second;
+- access logs and rows that only count requests: per subject 30 requests a minute (sliding), 100 a
+  day (fixed) and a token bucket of 10 that refills 1 a second;
 - rows with a cost of their own (`--cost credits=A+B`): per subject and cost name a pool of
   20,000,000 per calendar day in UTC and a token bucket of 500,000 a minute.
 """
@@ -77,7 +77,7 @@ def built_in(selection: Selection) -> Choice:
     ):
         rates = {name: 1}
         limits.append(Bucket(f"{name}-minute", 30, "1m", rates=rates))
-        limits.append(Bucket(f"{name}-hour", 60, "1h", algorithm="fixed", rates=rates))
+        limits.append(Bucket(f"{name}-day", 100, "1d", algorithm="fixed", rates=rates))
         limits.append(Bucket(f"{name}-burst", 1, "1s", algorithm="token", burst=10, rates=rates))
     plan = Plan("replay-default", includes=limits)
     return Choice((plan,), plan, (plan,), built_in=True)

@@ -35,10 +35,8 @@ class AsyncLink:
     async def fresh(self) -> bool:
         """False when the server closed it, or when something unread waits in it."""
         connection = self._connection
-        # redis-py 7 knows it under the longer name.
-        can_read = getattr(connection, "can_read", None) or connection.can_read_destructive
         try:
-            if not connection.is_connected or await can_read():
+            if not connection.is_connected or await connection.can_read():
                 return False
         except (RedisError, OSError):
             return False
@@ -100,8 +98,11 @@ class AsyncPool:
         link: AsyncLink | None = None
         idle = self._idle
         steps: list[str] = []
+        left = deadline - monotonic()
+        if left <= 0:
+            raise NotSent(f"no time left to call {self._where}")
         try:
-            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+            async with asyncio.timeout(left):
                 link, idle = await self._checkout(steps)
                 reply = await link.exchange(packed, replies)
         except TimeoutError:

@@ -73,7 +73,10 @@ class SyncTransport(Protocol):
         """Route, follow redirects, return the raw reply; raises `NotSent` or `MaybeSent`."""
 
     def nodes(self) -> list[Node]:
-        """Every primary known (one unless a cluster), those met in redirects included."""
+        """Every primary known (one unless a cluster), those met in redirects included.
+
+        Asks the cluster or the sentinels when it has to, and then raises as `send` does.
+        """
 
     def send_to(self, node: Node, request: Request, timeout: float) -> Any:
         """As `send`, to one node, without routing: redirects come back as values."""

@@ -28,13 +28,6 @@ from meterd.errors import PolicyError
 from meterd.transport.base import Node, NotSent, Rejected
 from meterd.transport.url import Endpoint
 
-# CLIENT SETINFO would be two round trips for every new connection; redis-py 7 spells it otherwise.
-_NO_SETINFO: dict[str, None] = (
-    {"driver_info": None}
-    if hasattr(redis, "DriverInfo")
-    else {"lib_name": None, "lib_version": None}
-)
-
 # What an injected client may have set that is the transport's to decide.
 _OURS = (
     "retry",
@@ -94,7 +87,8 @@ def dialer(endpoint: Endpoint, *, asynchronous: bool, sentinel: bool = False) ->
         "password": endpoint.sentinel_password if sentinel else endpoint.password,
         "db": 0 if sentinel else endpoint.db,
         "protocol": endpoint.protocol,
-        **_NO_SETINFO,
+        # No CLIENT SETINFO: two round trips for every new connection.
+        "driver_info": None,
         **dict(endpoint.tls or ()),
     }
     module: Any = aio if asynchronous else sync

@@ -48,6 +48,8 @@ class Pool:
 
     def call(self, packed: bytes, replies: int, deadline: float) -> Any:
         """Write and read on one connection; raises `NotSent` or `MaybeSent`."""
+        if monotonic() >= deadline:
+            raise NotSent(f"no time left to call {self._where}")
         link = self._checkout(deadline)
         spare = 2
         while True:

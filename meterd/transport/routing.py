@@ -26,6 +26,8 @@ _ASKING = pack("ASKING")
 _CLUSTER_SLOTS = pack("CLUSTER", "SLOTS")
 ROLE = pack("ROLE")
 _PAUSE_MIN, _PAUSE_MAX = 0.0005, 0.020
+# An attempt begun right before the deadline would turn "not sent" into "nobody knows".
+_LAST_ATTEMPT = 0.020
 # A refresh of the map is one round trip; a storm of redirects must not become a storm of refreshes.
 _REFRESH_EVERY = 0.1
 
@@ -210,7 +212,7 @@ class Cluster:
                 if verdict is Verdict.MOVED:
                     yield from self._moved(error, node, deadline)
                     moves += 1
-                    if moves <= 2 and monotonic() < deadline:
+                    if moves <= 2 and monotonic() + _LAST_ATTEMPT < deadline:
                         continue
                 elif verdict is Verdict.ELSEWHERE or isinstance(error, ClusterDownError):
                     self.stale = True
@@ -286,8 +288,8 @@ def _telling(earlier: NotSent | None, latest: NotSent, deadline: float) -> NotSe
 
 
 def pause_before(deadline: float, waits: Iterator[float], problem: NotSent) -> float:
-    """The next pause, or `problem` raised when it would end past the deadline."""
+    """The next pause, or `problem` raised when too little time would be left after it."""
     pause = next(waits)
-    if monotonic() + pause >= deadline:
+    if monotonic() + pause + _LAST_ATTEMPT >= deadline:
         raise problem
     return pause

@@ -22,7 +22,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NAIVE_EPOCH = datetime(1970, 1, 1)
 ONE_MS = timedelta(milliseconds=1)
 HOUR_MS = 3_600_000
-LAST_MS = 253_402_300_799_999
+CENTURY_MS = 100 * 366 * 86_400_000
 """The last millisecond of the year 9999: nothing later can be written as a `datetime`."""
 
 MONTHS = {"month": 1, "quarter": 3, "year": 12}
@@ -165,7 +165,14 @@ def grid_from(reset: str | int, tz: str, origin_ms: int) -> Grid:
 
 @lru_cache(maxsize=4096)
 def calendar_grid(reset: str, tz: str) -> Grid:
-    """Starts of the hour, day, ISO week, month, quarter or year on the clock of `tz`."""
+    """Starts of the hour, day, ISO week, month, quarter or year on the clock of `tz`.
+
+    Hours are elapsed time: they start where the clock shows :00 (by the offset of 2024; a zone that
+    moves its clock by less than an hour is not modelled).
+    """
+    if reset == "hour":
+        wall = wall_at(ZoneInfo(tz), 1_704_067_200_000)
+        return ElapsedGrid(-(wall.minute * 60_000 + wall.second * 1000), HOUR_MS)
     # 1970-01-05 is the first Monday after the epoch.
     origin = datetime(1970, 1, 5) if reset == "week" else NAIVE_EPOCH
     return _wall_grid(reset, ZoneInfo(tz), origin)
@@ -180,5 +187,4 @@ def month_day_grid(day: int, tz: str) -> Grid:
 def _wall_grid(unit: str, zone: ZoneInfo, origin: datetime, exact_ms: int | None = None) -> Grid:
     if unit in MONTHS:
         return WallGrid(zone, origin, months=MONTHS[unit], exact_ms=exact_ms)
-    step = timedelta(hours=1) if unit == "hour" else timedelta(days=DAYS[unit])
-    return WallGrid(zone, origin, step=step, exact_ms=exact_ms)
+    return WallGrid(zone, origin, step=timedelta(days=DAYS[unit]), exact_ms=exact_ms)

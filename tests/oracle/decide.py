@@ -82,7 +82,7 @@ def decide(
         after = after if dry_run else charged
     limits = []
     for hit, fit, state in zip(hits, fits, after, strict=True):
-        retry = None if fit else hit.spec.retry_after(hit.state, hit.amount, now)
+        retry = None if fit else retry_after(hit, now)
         applied = hit.amount if allowed and not dry_run and hit.spec.kind != "flag" else 0
         limits.append(shown(hit, state, now, applied, fit, retry))
     refused = [limit for limit in limits if not limit.allowed]
@@ -98,6 +98,13 @@ def decide(
         op,
     )
     return decision, hits, after
+
+
+def retry_after(hit: Hit, now: int) -> int | None:
+    """A refused first sight leaves no record, so no period of its pools ever passes."""
+    if hit.view.fresh and hit.spec.kind == "pool":
+        return None
+    return hit.spec.retry_after(hit.state, hit.amount, now)
 
 
 def check_counters(hits: list[Hit], states: list[Any]) -> None:

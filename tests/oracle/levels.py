@@ -19,6 +19,7 @@ class View:
     path: Path
     record: Record | None
     changed: bool = False
+    fresh: bool = False  # made up for a root that has no record
 
     @property
     def depth(self) -> int:
@@ -68,7 +69,7 @@ class Levels:
             base = self.catalog.merged(plans)
             made = records.fresh(plans, base, self.catalog.revision, now)
             made.first_sight = True
-            return View(path, made, changed=True)
+            return View(path, made, changed=True, fresh=True)
         record = records.without_expired(stored, now)
         outdated = record.revision != self.catalog.revision
         plans = record.plans

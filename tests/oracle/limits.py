@@ -192,7 +192,7 @@ class PoolSpec:
             at = grid.boundary(grid.index_of(state.end - 1) + k)
         except calendar.OutOfRange:
             return None
-        return at - now if at <= calendar.LAST_MS else None
+        return at - now if at - now <= calendar.CENTURY_MS else None
 
     def periods_until_fit(self, state: PoolState, amount: int) -> int | None:
         """The least k >= 1 such that the amount fits once the k-th coming boundary has passed."""
@@ -244,7 +244,7 @@ class PoolSpec:
         return state._replace(used=own, over=used - own)
 
     def overflows(self, state: PoolState) -> bool:
-        return state.used > MAX_COUNTER or state.over > MAX_COUNTER
+        return state.used + state.over > MAX_COUNTER
 
     # -- another definition ----------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class PoolSpec:
     def restart(self, state: PoolState, anchor_ms: int, now: int) -> PoolState:
         """A new period from `now`; `state` was closed under its former spec."""
         if self.first_use:
-            return state._replace(start=0, end=0, open=False)
+            return state._replace(start=0, end=0, open=False, carried=0)
         if self.anchor == "subscription":
             state = state._replace(anchor_ms=anchor_ms)
         state = state._replace(start=now, open=True)

@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from tests.oracle.decide import Hit, ODecision, balance, check_counters, decide, hits_of, shown
+from tests.oracle.decide import (
+    Hit,
+    ODecision,
+    balance,
+    check_counters,
+    decide,
+    hits_of,
+    retry_after,
+    shown,
+)
 from tests.oracle.errors import NoPlan, NotIncluded, OpConflict, PolicyError
 from tests.oracle.levels import Levels, View
 from tests.oracle.limiter import OLimiter
@@ -173,7 +182,7 @@ class Oracle:
             for name, spec in record.specs.items():
                 hit = Hit(view, spec, record.state(name, now), 1)
                 fit = spec.fits(hit.state, 1, now)
-                retry = None if fit else spec.retry_after(hit.state, 1, now)
+                retry = None if fit else retry_after(hit, now)
                 limits.append(shown(hit, hit.state, now, 0, fit, retry))
         return OUsage(limits, plans)
 
@@ -272,7 +281,10 @@ class Oracle:
         record, plans = self.levels.settable(path, now)
         overrides = {other: o for other, o in record.overrides.items() if other != name}
         if not clear:
-            check_override(self.catalog.merged(plans).get(name), fields)
+            spec = self.catalog.merged(plans).get(name)
+            if spec is None and not self.catalog.mentions(name):
+                raise PolicyError(f"no plan includes {name!r}")
+            check_override(spec, fields)
             overrides[name] = Override(fields, expires_ms)
         self.levels.rewrite(path, record, plans, now, overrides=overrides)
 

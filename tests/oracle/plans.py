@@ -179,6 +179,10 @@ class Catalog:
             raise PolicyError(f"unknown plan {plan_id!r}")
         return self.plans[plan_id]
 
+    def mentions(self, name: str) -> bool:
+        """Whether any plan includes a limit of that name."""
+        return any(limit.name == name for p in self.plans.values() for limit in p.includes)
+
     def joinable(self, plan_id: str) -> Any:
         if plan_id in self.retired:
             raise PolicyError(f"plan {plan_id!r} is retired")
