@@ -70,7 +70,8 @@ class Administration:
         def changed(plans: list[Plan]) -> list[Plan]:
             return [kept for kept in plans if kept.group != wanted.group] + [wanted]
 
-        role = Moving(self.store, root=len(path.keys) == 1, change=changed)
+        root = len(path.keys) == 1
+        role = Moving(self.store, root=root, unseen=[wanted], change=changed)
         keys: list[bytes] = [path.keys[-1]]
         above = path.keys[:-1]
         op_id, op_argument = None, b""
@@ -123,11 +124,11 @@ class Administration:
         known = plan in self.store.catalog.plans
 
         def changed(plans: list[Plan]) -> list[Plan]:
-            if plans and plan not in [held.id for held in plans]:
-                raise _NotHeld(", ".join(sorted(held.id for held in plans)))
+            if plan not in [held.id for held in plans]:
+                raise _NotHeld(", ".join(sorted(held.id for held in plans)) or "no plan")
             return [held for held in plans if held.id != plan]
 
-        role = Moving(self.store, root=root, change=changed)
+        role = Moving(self.store, root=root, unseen=[], change=changed)
         held = "no plan"
         try:
             reply = yield from self.operations.settle(
@@ -173,7 +174,7 @@ class Administration:
             raise refuse("expires", expires, "an instant after now")
         yield from self.store.prepare()
         known = any(name in plan.limits for plan in self.store.catalog.plans.values())
-        role = Joining(self.store, None, root=len(path.keys) == 1)
+        role = Joining(self.store, None, root=len(path.keys) == 1, planless=True)
         reply = yield from self.operations.settle(
             "override",
             _leaf(path),
@@ -201,7 +202,7 @@ class Administration:
         amount = wire.check_amount(used, "used")
         yield from self.store.prepare()
         root = len(path.keys) == 1
-        role = Joining(self.store, None, root=root)
+        role = Joining(self.store, None, root=root, planless=True)
         reply = yield from self.operations.settle(
             "adjust",
             _leaf(path),

@@ -159,7 +159,8 @@ def compile_policy(plans: Sequence[Plan], horizon: int = _FIRST_HORIZON) -> Poli
     limits = merge(ordered)
     rows = [_row(limit, zones) for limit in limits]
     held = tuple((p.group, p.id, definition_hash(p), is_private(p)) for p in ordered)
-    horizon_ms = year_ms(horizon) if horizon < _LAST_HORIZON else 2**53
+    # A policy without zones is the same at every horizon, under one name.
+    horizon_ms = year_ms(horizon) if zones and horizon < _LAST_HORIZON else 2**53
     blob = msgpack.packb(
         [1, horizon_ms, [[z, transitions(z, horizon)] for z in zones], held, rows],
         use_bin_type=False,

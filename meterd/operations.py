@@ -280,10 +280,14 @@ class Operations:
 class Joining:
     """Records that follow the catalog; an unseen root joins what `join` and the defaults say."""
 
-    def __init__(self, store: Store, join: str | None, *, root: bool = True) -> None:
+    def __init__(
+        self, store: Store, join: str | None, *, root: bool = True, planless: bool = False
+    ) -> None:
+        """`root`: the first key is a root's. `planless`: what joins nothing gets a record all the same."""
         self._store = store
         self._join = join
         self._root = root
+        self._planless = planless
         self.hint = f"join:{join or ''}"
 
     def complain(self) -> None:
@@ -292,12 +296,14 @@ class Joining:
             self._store.catalog.plan(self._join or "")
 
     def first(self) -> Policy | None:
-        return self._store.first(self._join) if self._root else self._store.compile(())
+        found = self._store.first(self._join) if self._root else None
+        return self._store.compile(()) if found is None and self._planless else found
 
     def context(self) -> bytes:
-        if self._root:
+        if not self._planless:
             return self._store.context(self._join)
-        return wire.context(self._store.catalog.revision, self._store.compile(()).name)
+        first = self.first()
+        return wire.context(self._store.catalog.revision, first.name if first else ABSENT)
 
     def target(self, row: wire.Stale) -> Flow[Policy]:
         policy = yield from self._store.policy(row.policy)
@@ -350,30 +356,39 @@ class Pinned:
 
 
 class Moving:
-    """Records whose plans the caller changes: `change(plans)` gives the new ones."""
+    """Records whose plans the caller changes: `change(plans)` gives a record's new ones.
+
+    `unseen`: the plans of a subject that has no record yet.
+    """
 
     hint = None
 
     def __init__(
-        self, store: Store, *, root: bool, change: Callable[[list[Plan]], list[Plan]]
+        self,
+        store: Store,
+        *,
+        root: bool,
+        unseen: list[Plan],
+        change: Callable[[list[Plan]], list[Plan]],
     ) -> None:
         self._store = store
+        self._unseen = unseen
         self._root = root
         self._change = change
 
     def _policy(self, plans: list[Plan]) -> Policy:
-        changed = self._change(plans)
-        return self._store.compile(self._store.brought_up(changed, root=self._root, join=None))
+        return self._store.compile(self._store.brought_up(plans, root=self._root, join=None))
 
     def first(self) -> Policy:
-        return self._policy([])
+        return self._policy(self._unseen)
 
     def context(self) -> bytes:
         return wire.context(self._store.catalog.revision, self.first().name)
 
     def target(self, row: wire.Stale) -> Flow[Policy]:
         policy = yield from self._store.policy(row.policy)
-        return self._policy((yield from self._store.plans_of(policy, current=True)))
+        plans = yield from self._store.plans_of(policy, current=True)
+        return self._policy(self._change(plans))
 
 
 def degraded(reached: Mapping[str, Sequence[Any]]) -> Decision | None:

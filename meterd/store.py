@@ -174,10 +174,20 @@ class Store:
             try:
                 yield from self.refresh()
             except Unavailable:
-                pass  # the call itself will say so
+                return  # the call itself will say so
+            if not self.ready:
+                yield from self.open()
 
     def open(self) -> Flow[None]:
         """Marks the store's clock, reads the catalog, and sees to it that it knows our plans."""
+        yield from self._read()
+        if self.own_plans is not None and not self.catalog.knows(self.own_plans):
+            if self.catalog.revision > 0 and not self._apply:
+                self._refuse()
+            yield from self._put(self.own_plans, first_only=not self._apply)
+        self.ready = True
+
+    def _read(self) -> Flow[None]:
         keys = self.keys
         _, clock, raw = yield from self.session.plain(
             keys.catalog,
@@ -195,12 +205,6 @@ class Store:
                 "use another prefix (a test clock and the server's must never meet in one store)"
             )
         self._adopt(raw)
-        if self.own_plans is not None and not self.catalog.knows(self.own_plans):
-            if self.catalog.revision == 0 or self._apply:
-                yield from self.apply(self.own_plans, first_only=not self._apply)
-            else:
-                self._refuse()
-        self.ready = True
 
     def _refuse(self) -> None:
         change = diff(self.catalog.live(), self.own_plans or ())
@@ -222,7 +226,13 @@ class Store:
 
     def _adopt(self, raw: bytes | None) -> None:
         self._looked = time.monotonic()
-        if raw is not None and raw != self.catalog.raw:
+        if raw is None:
+            if self.catalog.revision > 0:
+                # The store was emptied under us: open it anew at the next call.
+                self.catalog, self.ready = Catalog(), False
+                self._stored.clear()
+                self._firsts = {}
+        elif raw != self.catalog.raw:
             self.catalog = Catalog.from_bytes(raw)
             self._firsts = {}
 
@@ -234,14 +244,31 @@ class Store:
         *,
         dry_run: bool = False,
         remove: Sequence[str] = (),
-        first_only: bool = False,
     ) -> Flow[Diff]:
-        """Puts plans into the catalog. `first_only`: fill an empty one, otherwise only compare."""
+        """Puts plans into the catalog, whatever it held."""
+        gone = (remove,) if isinstance(remove, str) else tuple(remove)
         wanted = self.own_plans if plans is None else tuple(plans)
         if wanted is None:
-            raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")
-        gone = (remove,) if isinstance(remove, str) else tuple(remove)
+            if not gone:
+                raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")
+            wanted = ()
+        if not self.ready:
+            yield from self._read()
+            if self.catalog.revision == 0 and self.own_plans and not dry_run:
+                yield from self._put(self.own_plans, first_only=True)
+            self.ready = not dry_run
         yield from self.refresh()
+        return (yield from self._put(wanted, gone, dry_run=dry_run))
+
+    def _put(
+        self,
+        wanted: Sequence[Plan],
+        gone: Sequence[str] = (),
+        *,
+        dry_run: bool = False,
+        first_only: bool = False,
+    ) -> Flow[Diff]:
+        """The next revision. `first_only`: fill an empty catalog, otherwise only compare."""
         while True:
             before = self.catalog
             change = diff(before.live(), wanted, gone)

@@ -82,12 +82,16 @@ end
 
 -- Gives a record the plans of the policy `to`. `pools`: the names that `reset` and `anchor` are for.
 function assign.plans(level, to, rev, now, reset, anchor, pools)
+  local anchors = {}
+  for name in pairs(pools) do
+    anchors[name] = anchor
+  end
   if not level.rec then
-    record.fresh(level, to, rev, now, anchor, 0)
+    record.fresh(level, to, rev, now, 0, anchors)
     return
   end
   level.flags = 0 -- no longer a record of first sight
-  record.convert(level, to, level.var, rev, now, anchor, function(L, before)
+  record.convert(level, to, level.var, rev, now, anchors, function(L, before)
     if L.kind == POOL and pools[L.name] and (reset or anchor) then
       adapt_pool(L, before, now, reset, anchor)
     else
@@ -108,7 +112,7 @@ function assign.override(level, name, fields, now)
     overrides[name], any = fields, true
   end
   level.flags = 0
-  record.convert(level, level.parsed, any and { o = overrides } or nil, level.rev, now, nil)
+  record.convert(level, level.parsed, any and { o = overrides } or nil, level.rev, now)
 end
 
 -- Sets the use of one limit. Returns false where the record has no such limit.

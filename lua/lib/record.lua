@@ -114,10 +114,11 @@ local function pack_states(parsed, effective, prepare)
 end
 
 -- A record for a subject that has none. Nothing is stored yet.
-function record.fresh(level, parsed, rev, now, anchor, flags)
+-- `anchors`: instants from which the pools of these names count, instead of now.
+function record.fresh(level, parsed, rev, now, flags, anchors)
   level.parsed, level.flags, level.fresh = parsed, flags, true
   local state = pack_states(parsed, nil, function(L)
-    L.fresh(L, now, anchor or now, 0)
+    L.fresh(L, now, anchors and anchors[L.name] or now, 0)
   end)
   rebuild(level, rev, now, state)
 end
@@ -136,8 +137,9 @@ local function effective_limits(parsed, var)
 end
 
 -- Lays the record out anew: every limit is brought to `now` under its old definition, then carried
--- over to its new one (matched by name and kind), or made fresh. `adapt(limit)` may change the result.
-function record.convert(level, parsed, var, rev, now, anchor, adapt)
+-- over to its new one (matched by name and kind), or made fresh, counting from `anchors` as above.
+-- `adapt(limit, before)` carries over in its own way.
+function record.convert(level, parsed, var, rev, now, anchors, adapt)
   local from, old_effective, rec = level.parsed, level.effective, level.rec
   local effective = effective_limits(parsed, var)
   local state = pack_states(parsed, effective, function(L)
@@ -153,7 +155,7 @@ function record.convert(level, parsed, var, rev, now, anchor, adapt)
         before.convert(before, L, now, 0)
       end
     else
-      L.fresh(L, now, anchor or now, 0)
+      L.fresh(L, now, anchors and anchors[L.name] or now, 0)
     end
   end)
   if has(level.flags, TTL) and not parsed.forgettable or var then
@@ -184,7 +186,7 @@ local function expire_overrides(level, rev, seen, now)
       end
     end
     local moved = level.moved
-    record.convert(level, level.parsed, rest and { o = rest } or nil, rev, max(first, seen), nil)
+    record.convert(level, level.parsed, rest and { o = rest } or nil, rev, max(first, seen))
     level.moved, level.settled = moved, true
   end
 end
@@ -235,6 +237,9 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     local level = levels[i]
     if level.rec then
       local move = extra.m and extra.m[i]
+      if move and not mover and move[4] == level.fp and level.rev == context.rev then
+        move = nil -- it has been made
+      end
       if move and move[2] == level.fp and level.rev <= context.rev then
         level.to, level.parsed = policy.get(move[4], extra.p), policy.get(move[3], extra.p)
         if not level.to or not level.parsed then
@@ -250,7 +255,9 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
         elseif context.pinned then
           if level.fp ~= context.first then
             level.to = policy.get(context.first, extra.p)
-            need = level.to and need or (need or "") .. context.first
+            if not level.to then
+              need = (need or "") .. context.first
+            end
           end
         elseif level.rev < context.rev or i == 1 and context.join and not level.parsed.groups[context.join] then
           stale = (stale or "") .. char(i) .. level.fp .. spack("<I4", level.rev)
@@ -280,7 +287,7 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
         if parsed.forgettable and not manual then
           flags, level.expires = FIRST + TTL, 0
         end
-        record.fresh(level, parsed, context.rev, now, nil, flags)
+        record.fresh(level, parsed, context.rev, now, flags)
       end
     else
       if level.flags >= VAR then
@@ -289,7 +296,7 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
       if mover then
         mover(level, level.to, now)
       elseif level.to then
-        record.convert(level, level.to, level.var, context.rev, now, nil)
+        record.convert(level, level.to, level.var, context.rev, now)
       end
     end
   end

@@ -1,0 +1,7 @@
+"""Benchmarks: what a call costs the server, as a multiple of the least that a script can cost.
+
+Times of this machine mean little on another one, and not much an hour later; ratios do. Every figure is
+taken in rounds that interleave what is compared, and shown as the median with its spread.
+
+Run as `python -m bench` (`--quick`: under a minute; `--json FILE`; `--binary PATH` for another server).
+"""
