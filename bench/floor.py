@@ -39,7 +39,7 @@ class Measured:
     """Packed commands of one kind, run over and over. `stat` is what the server counts them as."""
 
     def __init__(self, name: str, stat: str, commands: list[bytes], fresh: bytes = b"") -> None:
-        """`fresh`: text that every single run has to replace by one of the same length."""
+        """`fresh`: a letter and zeros that every single run replaces by that letter and a number."""
         self.name = name
         self.stat = stat
         self._commands = commands
@@ -51,9 +51,9 @@ class Measured:
         size = len(self._commands)
         batch = [self._commands[(self._at + i) % size] for i in range(count)]
         if self._fresh:
-            width = len(self._fresh)
+            letter, width = self._fresh[:1], len(self._fresh) - 1
             batch = [
-                packed.replace(self._fresh, b"%0*d" % (width, self._at + i))
+                packed.replace(self._fresh, b"%b%0*d" % (letter, width, self._at + i + 1))
                 for i, packed in enumerate(batch)
             ]
         self._at += count

@@ -29,7 +29,6 @@ PLAN = Plan(
     ],
 )
 FOUR = {name: 1 for name in NAMES}
-_OP = "0" * 24
 _FIRST = 0
 
 
@@ -58,7 +57,7 @@ class Copier:
 
     def __init__(self, raw: Raw, url: str, *, functions: bool = True) -> None:
         self._raw = raw
-        self.meter = Meter(url, plans=[PLAN], functions=functions, timeout=10)
+        self.meter = Meter(url, plans=[PLAN], functions=functions, timeout=10, op_retention="1s")
         self.meter.open()
         self._tap = Tap(self.meter._transport)
         self.meter._transport = self._tap  # type: ignore[assignment]
@@ -120,8 +119,13 @@ def prepare(copier: Copier, subjects: int, mark: str = "") -> list[Measured]:
         packed = copier.capture(call)
         return Measured(name + mark, stat, copier.commands(packed, below, numbers), fresh)
 
+    def with_op(name: str, cost: str, letter: str) -> Measured:
+        """A call with an operation id that its subject has not used."""
+        op = letter + "0" * 23
+        return measured(name, lambda: meter.consume(one, cost, op=op), fresh=op.encode())
+
     refused = PLENTY * 10
-    one_op, four_ops = (measured_op(meter, cost) for cost in ("pool", "all"))
+    letters = "cd" if evalsha else "ab"
     return [
         measured("consume, 1 limit", lambda: meter.consume(one, "pool")),
         measured("consume, 4 limits", lambda: meter.consume(one, "all")),
@@ -134,11 +138,6 @@ def prepare(copier: Copier, subjects: int, mark: str = "") -> list[Measured]:
         measured("report, 4 limits", lambda: meter.report(one, "all")),
         measured("2 levels, 1 limit", lambda: meter.consume(deep, "pool"), below="/team"),
         measured("2 levels, 4 limits", lambda: meter.consume(deep, "all"), below="/team"),
-        measured("fresh op, 1 limit", one_op, fresh=_OP.encode()),
-        measured("fresh op, 4 limits", four_ops, fresh=_OP.encode()),
+        with_op("fresh op, 1 limit", "pool", letters[0]),
+        with_op("fresh op, 4 limits", "all", letters[1]),
     ]
-
-
-def measured_op(meter: Meter, cost: str) -> Callable[[], object]:
-    """A call with an operation id of zeros, on a subject that has not used it."""
-    return lambda: meter.consume(subject(_FIRST), cost, op=_OP)

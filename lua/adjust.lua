@@ -13,12 +13,12 @@ local function adjust(keys, args)
   if #args ~= 5 then
     bad("adjust takes 5 arguments")
   end
-  local used = assign.whole(args[4], "used", MAX_AMOUNT)
+  local name, used = assign.name(args[3]), assign.whole(args[4], "used", MAX_AMOUNT)
   local now, status = assign.read(keys, args[1], args[2], args[5])
   if not now then
     return status
   end
-  if not levels[1].parsed or not assign.adjust(levels[1], args[3], used, now) then
+  if not levels[1].parsed or not assign.adjust(levels[1], name, used, now) then
     return STATUS_UNKNOWN
   end
   return assign.commit(keys, now, args[1])

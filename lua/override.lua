@@ -18,16 +18,16 @@ local function override(keys, args)
   if #args ~= 10 then
     bad("override takes 10 arguments")
   end
-  local name = split_names(args[3])[1]
-  if name ~= args[3] then
-    bad("name: one limit")
+  local name = assign.name(args[3])
+  if args[9] ~= "" and args[9] ~= "1" then
+    bad("known: 1 or empty")
   end
   local fields
   if args[8] == "" then
     fields = {}
     fields.l = args[4] ~= "" and assign.whole(args[4], "limit", MAX_AMOUNT, true) or nil
     fields.v = args[5] ~= "" and assign.whole(args[5], "overage", MAX_AMOUNT, true) or nil
-    fields.b = args[6] ~= "" and assign.whole(args[6], "burst", 1000000000000) or nil
+    fields.b = args[6] ~= "" and assign.whole(args[6], "burst", MAX_RATE) or nil
     if not (fields.l or fields.v or fields.b) then
       bad("nothing to override")
     end
@@ -55,8 +55,8 @@ local function override(keys, args)
     if not fitting or fields.b and L.kind ~= 4 then
       bad("override: limit and overage are for pools, limit for buckets, burst for token buckets")
     end
-    if L.kind > POOL and fields.l and (fields.l == NONE or fields.l > 1000000000000) then
-      bad("limit: a whole number up to 1000000000000 for a bucket")
+    if L.kind > POOL and fields.l and (fields.l == NONE or fields.l > MAX_RATE) then
+      bad("limit: a whole number up to " .. format("%.0f", MAX_RATE) .. " for a bucket")
     end
   end
   if fields and fields.e and fields.e <= now then

@@ -10,7 +10,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from meterd import policy_checks as checks
 from meterd import wire
+from meterd.catalog import definition_hash
 from meterd.compile import private_plan
 from meterd.errors import PolicyError, ScriptError, Unavailable
 from meterd.flow import Flow
@@ -61,7 +63,7 @@ class Administration:
         if change not in ("keep", "reset"):
             raise refuse("change", change, '"keep" or "reset"')
         _only_now(when)
-        yield from self.store.prepare()
+        deadline = yield from self.store.prepare()
         wanted = self._wanted(plan, limits)
         anchor_ms = None if anchor is None else instant_ms(anchor, self._now_ms(), "anchor")
         if anchor_ms is not None and anchor_ms < 0:
@@ -78,8 +80,10 @@ class Administration:
         if op is not None and op is not False:
             op_id = new_op() if op is True else wire.check_op(op)
             keys.append(self.keys.op(path, op_id))
-            names = sorted(limit.name for limit in limits)
-            request = wire.digest("subscribe", path.keys, plan, names, change, anchor_ms)
+            # A duration from now is the same request however much later it is repeated.
+            given = anchor_ms if isinstance(anchor, datetime) else str(anchor)
+            own = definition_hash(wanted) if limits else None
+            request = wire.digest("subscribe", path.keys, plan, own, change, given)
             op_argument = wire.op_argument(request, self.operations.op_retention_ms)
         pools = ",".join(limit.name for limit in wanted.includes if isinstance(limit, Pool))
         start = b"" if anchor_ms is None else b"%d" % anchor_ms
@@ -97,15 +101,16 @@ class Administration:
                 needs.packed(),
             ],
             role,
+            deadline=deadline,
             op=op_id,
         )
 
     def _wanted(self, plan: str | None, limits: Sequence[Limit]) -> Plan:
-        if not limits:
+        if isinstance(limits, Sequence) and not limits:
             if plan is None:
                 raise PolicyError("subscribe: name a plan of the catalog, or give limits=[...]")
             return self.store.catalog.plan(plan)
-        name = plan or "private"
+        name = "private" if plan is None else checks.name(plan, "subscribe: plan: id")
         if name in self.store.catalog.plans:
             raise PolicyError(
                 f"subscribe: plan {name!r} is in the catalog; a private plan (limits=) needs "
@@ -119,13 +124,15 @@ class Administration:
         _only_now(when)
         if not isinstance(plan, str) or not plan:
             raise refuse("unsubscribe: plan", plan, "the id of a plan that the subject holds")
-        yield from self.store.prepare()
+        deadline = yield from self.store.prepare()
         root = len(path.keys) == 1
         known = plan in self.store.catalog.plans
 
         def changed(plans: list[Plan]) -> list[Plan]:
+            nonlocal known
             if plan not in [held.id for held in plans]:
                 raise _NotHeld(", ".join(sorted(held.id for held in plans)) or "no plan")
+            known = True  # if it is gone when asked again, an answer that was lost took it away
             return [held for held in plans if held.id != plan]
 
         role = Moving(self.store, root=root, unseen=[], change=changed)
@@ -137,6 +144,7 @@ class Administration:
                 path.keys[::-1],
                 lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
                 role,
+                deadline=deadline,
                 harmless=True,
             )
             if known or reply[0] == wire.DONE:
@@ -158,7 +166,7 @@ class Administration:
     ) -> Flow[None]:
         """Changes a limit for one subject, or clears the change."""
         path = self.keys.path(subject)
-        wire.encode_costs(name)
+        checks.name(name, "override: limit")
         for key in fields:
             if key not in _OVERRIDABLE:
                 raise refuse(f"override of {name!r}", key, ", ".join(_OVERRIDABLE))
@@ -172,7 +180,7 @@ class Administration:
         ends = b"" if expires is None else b"%d" % instant_ms(expires, self._now_ms(), "expires")
         if ends and int(ends) <= self._now_ms():
             raise refuse("expires", expires, "an instant after now")
-        yield from self.store.prepare()
+        deadline = yield from self.store.prepare()
         known = any(name in plan.limits for plan in self.store.catalog.plans.values())
         role = Joining(self.store, None, root=len(path.keys) == 1, planless=True)
         reply = yield from self.operations.settle(
@@ -190,6 +198,7 @@ class Administration:
                 needs.packed(),
             ],
             role,
+            deadline=deadline,
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
@@ -198,9 +207,9 @@ class Administration:
     def adjust(self, subject: Subject, name: str, used: int) -> Flow[None]:
         """Sets what was used of a limit."""
         path = self.keys.path(subject)
-        wire.encode_costs(name)
+        checks.name(name, "adjust: limit")
         amount = wire.check_amount(used, "used")
-        yield from self.store.prepare()
+        deadline = yield from self.store.prepare()
         root = len(path.keys) == 1
         role = Joining(self.store, None, root=root, planless=True)
         reply = yield from self.operations.settle(
@@ -215,6 +224,7 @@ class Administration:
                 needs.packed(),
             ],
             role,
+            deadline=deadline,
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
@@ -238,11 +248,11 @@ class Administration:
             raise PolicyError(f"set_meta: {len(mapping)} fields; allowed: at most 128 in one call")
         args: list[bytes] = []
         for key, value in mapping.items():
-            if not isinstance(key, str) or not key:
+            if not isinstance(key, str) or not key or not key.isascii() and not _encodable(key):
                 raise refuse("set_meta: field", key, "non-empty text")
             try:
                 text = "" if value is None else json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise PolicyError(f"set_meta: field {key!r} is not a JSON value: {error}") from error
             args += [key.encode(), text.encode()]
         yield from self.store.prepare()
@@ -266,7 +276,7 @@ class Administration:
     def usage(self, subject: Subject, join: str | None) -> Flow[Usage]:
         """Every limit at every level."""
         path = self.keys.path(subject)
-        yield from self.store.prepare()
+        deadline = yield from self.store.prepare()
         role = Joining(self.store, join)
         reply = yield from self.operations.settle(
             "usage",
@@ -274,6 +284,7 @@ class Administration:
             path.keys,
             lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
             role,
+            deadline=deadline,
         )
         answer = wire.decode_answer(reply, path)
         levels = []
@@ -349,6 +360,14 @@ def _field(name: str, key: str, fields: Mapping[str, Any]) -> bytes:
         none = "" if key == "burst" else " or None"
         raise refuse(f"override of {name!r}: {key}", value, f"an integer from 0 to {most}{none}")
     return b"%d" % value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _SHORT = {"l": "limit", "v": "overage", "b": "burst"}

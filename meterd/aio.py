@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from meterd.administration import Instant
 from meterd.catalog import Diff
@@ -16,27 +16,39 @@ from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
-from meterd.timespec import seconds
+from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
 
 T = TypeVar("T")
 
 
-class Pending(Generic[T]):
-    """A call that has to be awaited. Asking it anything else raises, so a forgotten `await` is loud."""
+class Pending(Coroutine[Any, Any, T]):
+    """A call that has to be awaited, or made a task.
 
-    __slots__ = ("_started", "_verb", "_work")
+    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One that
+    is simply dropped gets Python's own "was never awaited" warning.
+    """
+
+    __slots__ = ("_verb", "_work")
 
     def __init__(self, verb: str, work: Coroutine[Any, Any, T]) -> None:
         self._verb = verb
         self._work = work
-        self._started = False
 
     def __await__(self) -> Generator[Any, None, T]:
-        self._started = True
         return self._work.__await__()
 
+    def send(self, value: Any) -> Any:
+        return self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
     def _forgotten(self) -> NoReturn:
+        self._work.close()  # the error says it all: no warning on top
         raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
 
     def __bool__(self) -> bool:
@@ -49,13 +61,13 @@ class Pending(Generic[T]):
         self._forgotten()
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
+        # asyncio and debuggers look for what coroutines may have; an answer has nothing like it.
+        if name.startswith(("_", "cr_", "gi_")):
             raise AttributeError(name)
         self._forgotten()
 
-    def __del__(self) -> None:
-        # Python's own "never awaited" warning comes from the coroutine if nothing was done with it.
-        pass
+    def __repr__(self) -> str:
+        return f"<{self._verb}(...), not awaited yet>"
 
 
 class AsyncMeter(_Base):
@@ -72,7 +84,7 @@ class AsyncMeter(_Base):
         plans: Sequence[Plan] | None = None,
         apply: bool = False,
         prefix: str = "meterd",
-        timeout: float = 1.0,
+        timeout: Seconds = 1.0,
         max_connections: int = 50,
         clock: Any = None,
         op_retention: Any = "24h",
@@ -131,7 +143,8 @@ class AsyncMeter(_Base):
                     if type(step) is Send:
                         result: Any = await transport.send(step.request, step.timeout)
                     elif type(step) is Sleep:
-                        result = await asyncio.sleep(step.seconds)
+                        await asyncio.sleep(step.seconds)
+                        result = None
                     elif type(step) is SendTo:
                         result = await transport.send_to(step.node, step.request, step.timeout)
                     else:
@@ -177,6 +190,17 @@ class AsyncMeter(_Base):
 
     aclose = close
 
+    def abandon(self) -> None:
+        """Lets every connection go without I/O: for code that runs after the event loop.
+
+        While the loop runs, `await meter.close()` is the way.
+        """
+        if not self._closed:
+            self._closed = True
+            self._transport.abandon()
+            if self._server is not None:
+                self._server.close()
+
     async def __aenter__(self) -> Self:
         return await self.open()
 
@@ -200,11 +224,10 @@ class AsyncMeter(_Base):
         *,
         op: str | bool | None = None,
         join: str | None = None,
-        wait: float = 0,
+        wait: Seconds = 0,
     ) -> Pending[Decision]:
         """See `Meter.consume`."""
-        patience = seconds(wait, "wait", allow_zero=True) if wait else 0
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, patience)
+        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
         return self._call("consume", subject, flow)
 
     def report(
@@ -242,6 +265,10 @@ class AsyncMeter(_Base):
     ) -> Diff:
         """See `Meter.apply`."""
         return await self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+
+    async def plans(self, *, retired: bool = False) -> dict[str, Plan]:
+        """See `Meter.plans`."""
+        return await self._run(self._store.listed(retired=retired))
 
     async def subscribe(
         self,

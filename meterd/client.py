@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path as FilePath
 from typing import Any, Self, TypeVar
 
 from meterd.administration import Administration, Instant
@@ -23,8 +22,9 @@ from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
 from meterd.scripts import Scripts
 from meterd.session import Session
-from meterd.store import Store
-from meterd.timespec import duration_ms, refuse, seconds
+from meterd.settings import settings_file
+from meterd.store import Store, checked_plans
+from meterd.timespec import Seconds, duration_ms, refuse, seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
 
 T = TypeVar("T")
@@ -33,15 +33,14 @@ Observer = Callable[[str, Subject, str, float], None]
 
 
 def default_url() -> str:
-    """METERD_URL, else `url` of meterd.toml or of pyproject.toml's [tool.meterd]."""
+    """METERD_URL, else `url` of the settings file (see `meterd.settings`)."""
     found = os.environ.get("METERD_URL")
     if found:
         return found
-    for name in ("meterd.toml", "pyproject.toml"):
-        if FilePath(name).is_file():
-            url = load_settings(FilePath(name)).get("url")
-            if url:
-                return str(url)
+    path = settings_file()
+    url = load_settings(path).get("url") if path else None
+    if url:
+        return str(url)
     raise PolicyError(
         "no server given: pass a URL such as redis://localhost:6379/0, set METERD_URL, or write "
         'url = "..." into meterd.toml'
@@ -58,7 +57,7 @@ class _Base:
         plans: Sequence[Plan] | None,
         apply: bool,
         prefix: str,
-        timeout: float,
+        timeout: Seconds,
         max_connections: int,
         clock: Any,
         op_retention: str | Any,
@@ -79,8 +78,6 @@ class _Base:
         if observer is not None and not callable(observer):
             raise refuse("observer", observer, "a function (verb, subject, outcome, seconds)")
         self._observer = observer
-        if plans is not None and (isinstance(plans, Plan) or not all(isinstance(p, Plan) for p in plans)):
-            raise refuse("plans", plans, "a sequence of Plan")
         if clock is not None and not hasattr(clock, "now_ms"):
             raise refuse("clock", clock, "an object with now_ms, such as meterd.testing.ManualClock")
         self._keys = Keyspace(prefix)
@@ -88,7 +85,7 @@ class _Base:
         self._store = Store(
             session,
             self._keys,
-            plans=plans,
+            plans=None if plans is None else checked_plans(plans),
             apply=apply,
             manual=clock is not None,
             accept_eviction=accept_eviction,
@@ -119,6 +116,11 @@ class _Base:
     def url(self) -> str:
         """Where the server is, without secrets."""
         raise NotImplementedError
+
+    @property
+    def revision(self) -> int:
+        """The catalog's revision as this meter last saw it; 0 before the first apply."""
+        return self._store.catalog.revision
 
 
 def _now_ms(clock: Any) -> int:
@@ -156,7 +158,7 @@ class Meter(_Base):
         plans: Sequence[Plan] | None = None,
         apply: bool = False,
         prefix: str = "meterd",
-        timeout: float = 1.0,
+        timeout: Seconds = 1.0,
         max_connections: int = 50,
         clock: Any = None,
         op_retention: Any = "24h",
@@ -216,7 +218,8 @@ class Meter(_Base):
                     if type(step) is Send:
                         result: Any = transport.send(step.request, step.timeout)
                     elif type(step) is Sleep:
-                        result = time.sleep(step.seconds)
+                        time.sleep(step.seconds)
+                        result = None
                     elif type(step) is SendTo:
                         result = transport.send_to(step.node, step.request, step.timeout)
                     else:
@@ -280,7 +283,7 @@ class Meter(_Base):
         *,
         op: str | bool | None = None,
         join: str | None = None,
-        wait: float = 0,
+        wait: Seconds = 0,
     ) -> Decision:
         """Charges every limit that the costs reach, on every level of the path, or none of them.
 
@@ -289,8 +292,7 @@ class Meter(_Base):
         `retry_after` and try again. Raises `PolicyError`, `OpConflict`, `Unavailable` (nothing
         applied), `OutcomeUnknown` (sent, answer lost, no `op`).
         """
-        patience = seconds(wait, "wait", allow_zero=True) if wait else 0
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, patience)
+        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
         return self._call("consume", subject, flow)
 
     def report(
@@ -331,6 +333,10 @@ class Meter(_Base):
     ) -> Diff:
         """Puts plans into the catalog and returns the difference; `remove` retires plans."""
         return self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+
+    def plans(self, *, retired: bool = False) -> dict[str, Plan]:
+        """The stored catalog, read now: its plans by id, or those that take no new subscribers."""
+        return self._run(self._store.listed(retired=retired))
 
     def subscribe(
         self,

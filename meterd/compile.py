@@ -54,7 +54,7 @@ _PRIVATE = {"meterd": "private"}
 
 def private_plan(plan_id: str, limits: Sequence[Limit]) -> Plan:
     """A plan that one subject has to itself; the catalog never replaces it."""
-    return Plan(plan_id, includes=tuple(limits), meta=_PRIVATE)
+    return Plan(plan_id, includes=limits, meta=_PRIVATE)
 
 
 def is_private(plan: Plan) -> bool:

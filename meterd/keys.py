@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from meterd.errors import PolicyError
 from meterd.tags import TAGS
+from meterd.timespec import shown
 
 MAX_LEVELS = 4
 MAX_SEGMENT_BYTES = 128
@@ -76,16 +77,29 @@ def decode_segment(raw: bytes) -> str:
     return raw.replace(b"%2F", b"/").replace(b"%25", b"%").decode()
 
 
+def checked_subject(subject: object) -> Subject:
+    """Text, or a tuple of 1 to 4 texts (a list counts as one); anything else is a `PolicyError`."""
+    if isinstance(subject, str):
+        return subject
+    if not isinstance(subject, (tuple, list)):
+        raise PolicyError(
+            f"subject: expected text or a tuple of texts, got {type(subject).__name__} "
+            f"{shown(subject)}"
+        )
+    if not 1 <= len(subject) <= MAX_LEVELS:
+        raise PolicyError(f"subject: a path has 1 to {MAX_LEVELS} segments, got {len(subject)}")
+    for part in subject:
+        if not isinstance(part, str):
+            raise PolicyError(
+                f"subject: a segment must be text, got {shown(part)}; "
+                'write "acme/team/ana" or ("acme", "team", "ana")'
+            )
+    return tuple(subject)
+
+
 def segments_of(subject: Subject) -> tuple[str, ...]:
     """The path of a subject as a tuple of 1 to 4 segments."""
-    if isinstance(subject, str):
-        parts = tuple(subject.split("/"))
-    elif isinstance(subject, (tuple, list)):
-        parts = tuple(subject)
-    else:
-        raise PolicyError(
-            f"subject: expected text or a tuple of texts, got {type(subject).__name__}"
-        )
+    parts = tuple(subject.split("/")) if isinstance(subject, str) else subject
     if not 1 <= len(parts) <= MAX_LEVELS:
         raise PolicyError(f"subject: a path has 1 to {MAX_LEVELS} segments, got {len(parts)}")
     return parts
@@ -116,16 +130,22 @@ class Keyspace:
     """Every key of one store, that is, of one prefix."""
 
     def __init__(self, prefix: str = "meterd") -> None:
+        allowed = "a non-empty text without { } * ? [ ] \\"
         if not isinstance(prefix, str) or not prefix or any(c in prefix for c in "{}*?[]\\"):
-            raise PolicyError(
-                f"prefix: a non-empty text without {{ }} * ? [ ] \\, got {prefix!r}"
-            )
+            raise PolicyError(f"prefix: {allowed}, got {prefix!r}")
         self.prefix = prefix
-        self._raw = prefix.encode()
+        try:
+            self._raw = prefix.encode()
+        except UnicodeEncodeError as error:
+            raise PolicyError(f"prefix: {allowed}, got {prefix!r}") from error
         self.catalog = self._raw + b":{store}:catalog"
         self.policies = self._raw + b":{store}:policies"
         self.clock = self._raw + b":{store}:clock"
-        self.path = lru_cache(maxsize=4096)(self._path)
+        self._known = lru_cache(maxsize=4096)(self._path)
+
+    def path(self, subject: Subject) -> Path:
+        """A subject and the keys of its levels. Raises `PolicyError` for what is no subject."""
+        return self._known(subject if type(subject) is str else checked_subject(subject))
 
     def _path(self, subject: Subject) -> Path:
         segments = segments_of(subject)

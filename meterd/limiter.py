@@ -10,10 +10,11 @@ from meterd import policy_checks as checks
 from meterd import wire
 from meterd.errors import PolicyError
 from meterd.flow import Flow
-from meterd.keys import Path, Subject
+from meterd.keys import Path, Subject, checked_subject
 from meterd.operations import Operations, Pinned
 from meterd.policy import Bucket, Plan
 from meterd.result import Decision
+from meterd.timespec import Seconds
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter, Pending
@@ -37,11 +38,12 @@ class LimiterCalls:
         self._role = Pinned(operations.store, self._plan)
 
     def _path(self, subject: Subject) -> Path:
-        segments = (subject,) if isinstance(subject, str) else tuple(subject)
+        subject = checked_subject(subject)
+        segments = (subject,) if isinstance(subject, str) else subject
         return self._operations.keys.limiter(self.name, segments)
 
     def decide(
-        self, verb: str, subject: Subject, amount: int, op: str | bool | None, wait: float
+        self, verb: str, subject: Subject, amount: int, op: str | bool | None, wait: Seconds
     ) -> Flow[Decision]:
         return self._operations.decide(
             verb, self._path(subject), wire.encode_costs(self.name, amount), op, wait, self._role
@@ -63,7 +65,7 @@ class Limiter:
         self._calls = calls
 
     def consume(
-        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: float = 0
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: Seconds = 0
     ) -> Decision:
         """Charges every limit, or none of them."""
         flow = self._calls.decide("consume", subject, amount, op, wait)
@@ -96,7 +98,7 @@ class AsyncLimiter:
         self._calls = calls
 
     def consume(
-        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: float = 0
+        self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: Seconds = 0
     ) -> Pending[Decision]:
         """Charges every limit, or none of them."""
         flow = self._calls.decide("consume", subject, amount, op, wait)

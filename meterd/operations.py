@@ -30,6 +30,7 @@ from meterd.policy import Bucket, Plan
 from meterd.result import Code, Decision
 from meterd.session import HorizonNeeded, Session
 from meterd.store import Store
+from meterd.timespec import Seconds, refuse, seconds
 
 _ROUNDS = 12  # how often a script may ask for something before we believe that it never ends
 _HINTS = 8192
@@ -42,7 +43,8 @@ class Needs:
     """What a repeated call brings along."""
 
     policies: dict[bytes, bytes] = field(default_factory=dict)
-    moves: dict[int, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
+    # (level, the policy it has) -> (the policy to read it by, the one it becomes)
+    moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
 
     def packed(self) -> bytes:
         return wire.extra(self.policies, self.moves)
@@ -85,10 +87,10 @@ class Operations:
         amount: int,
         op: str | bool | None,
         join: str | None,
-        wait: float,
+        wait: Seconds,
     ) -> Flow[Decision]:
         """consume, check, report and refund by amount."""
-        path = self.keys.path(subject if isinstance(subject, str) else _as_path(subject))
+        path = self.keys.path(subject)
         packed = wire.encode_costs(costs, amount)
         return (yield from self.decide(verb, path, packed, op, wait, Joining(self.store, join)))
 
@@ -113,7 +115,7 @@ class Operations:
         path: Path,
         costs: wire.Costs,
         op: str | bool | None,
-        wait: float,
+        wait: Seconds,
         role: Joining | Pinned,
     ) -> Flow[Decision]:
         """One charge, repeated after `retry_after` while that stays within `wait` seconds."""
@@ -124,13 +126,13 @@ class Operations:
             keys = (*path.keys, self.keys.op(path, op_id))
             request = wire.digest(verb, path.keys, sorted(zip(costs.names, costs.values, strict=True)))
             op_argument = wire.op_argument(request, self.op_retention_ms)
-        waited_until = time.monotonic() + wait if wait else 0.0
+        patience = seconds(wait, "wait", allow_zero=True) if wait != 0 else 0.0
+        waited_until = time.monotonic() + patience
         while True:
             try:
-                yield from self.store.prepare()
-                reply = yield from self._ask(
-                    verb, path, keys, role, (costs.joined, costs.amounts, op_argument), op_id
-                )
+                deadline = yield from self.store.prepare()
+                middle = (costs.joined, costs.amounts, op_argument)
+                reply = yield from self._ask(verb, path, keys, role, middle, op_id, deadline)
             except (Unavailable, OutcomeUnknown) as error:
                 fallback = isinstance(error, Unavailable) and role.degraded(costs)
                 if fallback:
@@ -139,15 +141,15 @@ class Operations:
             decision = decode(reply, path, op_id)
             if decision.code is Code.NO_PLAN:
                 role.complain()
-            if not wait or decision.allowed or decision.retry_after is None:
+            if not patience or decision.allowed or decision.retry_after is None:
                 break
             pause = decision.retry_after
             if time.monotonic() + pause > waited_until:
                 break
             yield Sleep(pause)
         if verb == "report" and not decision.allowed:
-            error = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
-            raise error(f"report: nothing was recorded: {decision.code}", decision)
+            refusal = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
+            raise refusal(f"report: nothing was recorded: {decision.code}", decision)
         return decision
 
     def _ask(
@@ -158,11 +160,14 @@ class Operations:
         role: Joining | Pinned,
         middle: tuple[bytes, ...],
         op_id: str | None,
+        deadline: float,
     ) -> Flow[bytes]:
         def arguments(needs: Needs) -> list[bytes]:
             return [self.now_argument(), role.context(), *middle, needs.packed()]
 
-        return (yield from self.settle(verb, path, keys, arguments, role, op=op_id))
+        return (
+            yield from self.settle(verb, path, keys, arguments, role, deadline=deadline, op=op_id)
+        )
 
     # Asking until the script has what it needs ---------------------------------------------------
 
@@ -174,11 +179,11 @@ class Operations:
         arguments: Callable[[Needs], list[bytes]],
         role: Joining | Pinned | Moving,
         *,
+        deadline: float,
         op: str | None = None,
         harmless: bool = False,
     ) -> Flow[bytes]:
         """The reply of a script that is neither "need" nor "stale"."""
-        deadline = time.monotonic() + self.session.timeout
         hint_key = (path.keys[-1], role.hint)
         needs = self._hinted(hint_key, role)
         asked = False
@@ -195,7 +200,7 @@ class Operations:
                 )
             except HorizonNeeded as beyond:
                 asked = True
-                yield from self._lengthen(path, beyond, needs)
+                yield from self._lengthen(path, beyond, role, needs)
                 continue
             if not isinstance(reply, bytes) or not reply:
                 raise ScriptError(f"{entry}: unexpected reply {reply!r}")
@@ -228,13 +233,15 @@ class Operations:
         for row in stale:
             target = yield from role.target(row)
             yield from self.store.keep(target)
-            needs.moves[row.level] = (row.policy, row.policy, target.name)
+            needs.moves[row.level, row.policy] = (row.policy, target.name)
             if not self.session.functions:
                 source = yield from self.store.policy(row.policy)
                 needs.policies[row.policy] = source.blob
                 needs.policies[target.name] = target.blob
 
-    def _lengthen(self, path: Path, beyond: HorizonNeeded, needs: Needs) -> Flow[None]:
+    def _lengthen(
+        self, path: Path, beyond: HorizonNeeded, role: Joining | Pinned | Moving, needs: Needs
+    ) -> Flow[None]:
         """Moves records off a policy whose zones end too early."""
         self.store.extend_horizon(beyond.needed_ms)
         short = yield from self.store.policy(beyond.policy)
@@ -242,22 +249,19 @@ class Operations:
         longer = self.store.compile(plans)
         yield from self.store.keep(longer)
         needs.policies[longer.name] = longer.blob
-        matched = False
-        for level, (source, old, to) in needs.moves.items():
-            if short.name in (old, to):
-                matched = True
-                needs.moves[level] = (
-                    source,
-                    longer.name if old == short.name else old,
-                    longer.name if to == short.name else to,
-                )
-        if not matched:
-            # Some record is laid out by it; which one, only the script knows. A move that does not
-            # fit its record is passed over, so each level may be offered one.
-            if len(needs.moves) == len(path.keys):
-                needs.moves.clear()
-            for level in range(1, len(path.keys) + 1):
-                needs.moves.setdefault(level, (short.name, longer.name, longer.name))
+        for where, (old, to) in needs.moves.items():
+            needs.moves[where] = (
+                longer.name if old == short.name else old,
+                longer.name if to == short.name else to,
+            )
+        # Some record may be laid out by it; which one, only the script knows, so each level is
+        # offered the move.
+        for level in range(1, len(path.keys) + 1):
+            if (level, short.name) not in needs.moves:
+                to_policy = yield from role.target(wire.Stale(level, short.name, 0))
+                yield from self.store.keep(to_policy)
+                needs.policies[to_policy.name] = to_policy.blob
+                needs.moves[level, short.name] = (longer.name, to_policy.name)
 
     def _hinted(self, key: tuple[bytes, str | None], role: Joining | Pinned | Moving) -> Needs:
         found = self._hints.get(key)
@@ -284,11 +288,14 @@ class Joining:
         self, store: Store, join: str | None, *, root: bool = True, planless: bool = False
     ) -> None:
         """`root`: the first key is a root's. `planless`: what joins nothing gets a record all the same."""
+        if join is not None and not isinstance(join, str):
+            raise refuse("join", join, "the id of a plan")
         self._store = store
         self._join = join
         self._root = root
         self._planless = planless
-        self.hint = f"join:{join or ''}"
+        # Verbs that touch one record of a path count its levels differently: no hints between them.
+        self.hint = None if planless else f"join:{join or ''}"
 
     def complain(self) -> None:
         """An unseen root cannot join a retired plan (those who hold it may go on naming it)."""
@@ -343,8 +350,8 @@ class Pinned:
         return wire.context(0, self.first().name, "!")
 
     def target(self, row: wire.Stale) -> Flow[Policy]:
-        raise ScriptError(f"a limiter's record asked for a move: {row}")
-        yield  # pragma: no cover - makes this a flow
+        yield from self._store.policy(row.policy)
+        return self.first()
 
     def degraded(self, costs: wire.Costs) -> Decision | None:
         reached: dict[str, list[Any]] = {name: [] for name in costs.names}
@@ -418,16 +425,6 @@ def decode(reply: bytes, path: Path, op: str | None) -> Decision:
 def new_op() -> str:
     """A fresh operation id."""
     return uuid.uuid4().hex
-
-
-def _as_path(subject: Any) -> Subject:
-    if isinstance(subject, list):
-        return tuple(subject)
-    if not isinstance(subject, tuple) or not all(isinstance(part, str) for part in subject):
-        raise PolicyError(
-            f"subject: expected text or a tuple of texts, got {type(subject).__name__} {subject!r:.60}"
-        )
-    return subject
 
 
 __all__ = ["ABSENT", "Joining", "Moving", "Needs", "Operations", "Pinned", "decode", "degraded", "new_op"]

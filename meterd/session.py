@@ -54,6 +54,20 @@ def _text(reply: ResponseError) -> str:
     return str(reply)
 
 
+def _pause(losses: int) -> float:
+    """Seconds before the next attempt."""
+    return min(0.0005 * (1 << min(losses, 6)), 0.02)
+
+
+def _unknown(entry: str, op: str | None, error: Exception) -> OutcomeUnknown:
+    advice = (
+        f"repeat it with op={op!r}"
+        if op
+        else "it was applied once or not at all (calls with op= can be repeated)"
+    )
+    return OutcomeUnknown(f"{entry}: sent, but the answer was lost: {error}; {advice}", op)
+
+
 class Session:
     """How to talk to one store's servers. Shared by every operation of a meter."""
 
@@ -89,30 +103,29 @@ class Session:
                 # Where repeating is safe, half of what is left is kept for another try.
                 patience = left / 2 if repeatable and left > 0.02 else left
                 reply = yield Send(Request(packed, keys[0]), max(patience, 0.001))
-            except NotSent as error:
-                raise Unavailable(f"{entry}: the server could not be asked: {error}") from error
-            except MaybeSent as error:
+            except (NotSent, MaybeSent) as error:
+                lost = losses > 0 or isinstance(error, MaybeSent)
+                if not lost:
+                    raise Unavailable(f"{entry}: the server could not be asked: {error}") from error
                 if repeatable and deadline - time.monotonic() > 0.02:
                     losses += 1
-                    yield Sleep(min(0.0005 * 2**losses, 0.02))
+                    yield Sleep(_pause(losses))
                     continue
                 if reads:
                     raise Unavailable(f"{entry}: no answer in time: {error}") from error
-                raise OutcomeUnknown(
-                    f"{entry}: sent, but the answer was lost: {error}; "
-                    + (
-                        f"repeat it with op={op!r}"
-                        if op
-                        else "it was applied once or not at all (calls with op= can be repeated)"
-                    ),
-                    op,
-                ) from error
+                raise _unknown(entry, op, error) from error
             if not isinstance(reply, ResponseError):
                 return reply
             repairs += 1
             if repairs > _REPAIRS:
                 raise ScriptError(self._explain(entry, _text(reply)))
-            whole = yield from self._repair(entry, keys[0], _text(reply), deadline)
+            try:
+                whole = yield from self._repair(entry, keys[0], _text(reply), deadline)
+            except Unavailable as error:
+                if losses and not reads:
+                    # This attempt did not run; the one whose answer was lost may have.
+                    raise _unknown(entry, op, error) from error
+                raise
 
     def _pack(
         self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], whole: bool
@@ -218,6 +231,6 @@ class Session:
                 if deadline - time.monotonic() < 0.02:
                     raise Unavailable(f"no answer in time: {error}") from error
                 losses += 1
-                yield Sleep(min(0.0005 * 2**losses, 0.02))
+                yield Sleep(_pause(losses))
                 continue
             return reply if made.request.replies > 1 else [reply]

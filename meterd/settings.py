@@ -28,12 +28,22 @@ def read_settings(
     start: Path | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for `Meter`. Raises PolicyError naming the variable or the file's field."""
-    named = config or environ.get("METERD_CONFIG")
-    path = Path(named) if named else find_file(start or Path.cwd())
+    path = settings_file(config, environ=environ, start=start)
     settings = load_settings(path) if path else {}
     settings.update(_from_environment(environ))
     settings.update({name: value for name, value in given.items() if value is not None})
     return settings
+
+
+def settings_file(
+    config: str | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    start: Path | None = None,
+) -> Path | None:
+    """The file that is named, by `config` or METERD_CONFIG, else the nearest one."""
+    named = config or environ.get("METERD_CONFIG")
+    return Path(named) if named else find_file(start or Path.cwd())
 
 
 def find_file(start: Path) -> Path | None:

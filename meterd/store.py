@@ -31,7 +31,7 @@ from meterd.flow import Flow
 from meterd.keys import Keyspace
 from meterd.policy import Plan, Pool
 from meterd.session import Session
-from meterd.timespec import closest
+from meterd.timespec import closest, refuse
 
 REFRESH_SECONDS = 2.0  # an apply reaches every process in use within twice this
 _LAYOUT = 1
@@ -81,9 +81,11 @@ class Catalog:
         )
         return packed
 
-    def live(self) -> dict[str, Plan]:
-        """The plans that take subscribers."""
-        return {name: plan for name, plan in self.plans.items() if name not in self.retired}
+    def live(self, *, retired: bool = False) -> dict[str, Plan]:
+        """The plans that take subscribers, or with `retired` those that take no more."""
+        return {
+            name: plan for name, plan in self.plans.items() if (name in self.retired) is retired
+        }
 
     def knows(self, plans: Sequence[Plan]) -> bool:
         """Whether these plans stood together in this revision or in an earlier one."""
@@ -132,6 +134,25 @@ def _fields(catalog: Catalog) -> dict[str, Any]:
     return {name: getattr(catalog, name) for name in Catalog.__slots__}
 
 
+def checked_plans(plans: object) -> tuple[Plan, ...]:
+    """What was given as plans, or `PolicyError`."""
+    if isinstance(plans, Iterable) and not isinstance(plans, str | bytes):
+        found = tuple(plans)
+        if all(isinstance(plan, Plan) for plan in found):
+            return found
+    raise refuse("plans", plans, "a sequence of Plan")
+
+
+def _plan_ids(remove: object) -> tuple[str, ...]:
+    if isinstance(remove, str):
+        return (remove,)
+    if isinstance(remove, Iterable):
+        found = tuple(remove)
+        if all(isinstance(name, str) for name in found):
+            return found
+    raise refuse("remove", remove, "a list of plan ids")
+
+
 class Store:
     """One store as a process knows it."""
 
@@ -165,18 +186,23 @@ class Store:
 
     # Opening and refreshing ----------------------------------------------------------------------
 
-    def prepare(self) -> Flow[None]:
-        """Before a call: opens the store the first time, looks at the catalog now and then."""
+    def prepare(self) -> Flow[float]:
+        """Before a call: opens the store the first time, looks at the catalog now and then.
+
+        Returns the call's deadline. Looking takes at most half of its time: in a cluster the catalog
+        may be out of reach while the subject is not.
+        """
+        now = time.monotonic()
+        if self.ready and now - self._looked > REFRESH_SECONDS:
+            self._looked = now  # the others go on meanwhile
+            try:
+                yield from self.refresh(self.session.timeout / 2)
+            except Unavailable:
+                pass  # the call itself will say so
         if not self.ready:
             yield from self.open()
-        elif time.monotonic() - self._looked > REFRESH_SECONDS:
-            self._looked = time.monotonic()  # the others go on meanwhile
-            try:
-                yield from self.refresh()
-            except Unavailable:
-                return  # the call itself will say so
-            if not self.ready:
-                yield from self.open()
+            now = time.monotonic()
+        return now + self.session.timeout
 
     def open(self) -> Flow[None]:
         """Marks the store's clock, reads the catalog, and sees to it that it knows our plans."""
@@ -215,10 +241,10 @@ class Store:
             change,
         )
 
-    def refresh(self) -> Flow[None]:
+    def refresh(self, timeout: float | None = None) -> Flow[None]:
         """Reads the catalog again."""
         (raw,) = yield from self.session.plain(
-            self.keys.catalog, (b"GET", self.keys.catalog)
+            self.keys.catalog, (b"GET", self.keys.catalog), timeout=timeout
         )
         if isinstance(raw, ResponseError):
             raise Unavailable(f"the catalog could not be read: {raw}")
@@ -236,6 +262,12 @@ class Store:
             self.catalog = Catalog.from_bytes(raw)
             self._firsts = {}
 
+    def listed(self, *, retired: bool) -> Flow[dict[str, Plan]]:
+        """The plans of the catalog as it is now."""
+        yield from self.prepare()
+        yield from self.refresh()
+        return self.catalog.live(retired=retired)
+
     # Applying ------------------------------------------------------------------------------------
 
     def apply(
@@ -246,8 +278,8 @@ class Store:
         remove: Sequence[str] = (),
     ) -> Flow[Diff]:
         """Puts plans into the catalog, whatever it held."""
-        gone = (remove,) if isinstance(remove, str) else tuple(remove)
-        wanted = self.own_plans if plans is None else tuple(plans)
+        gone = _plan_ids(remove)
+        wanted = self.own_plans if plans is None else checked_plans(plans)
         if wanted is None:
             if not gone:
                 raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")

@@ -27,6 +27,8 @@ DAY_MS: Final = UNIT_MS["d"]
 # A thousand years: sums with any instant a datetime can hold stay far below 2**53.
 MAX_DURATION_MS: Final = 366_000 * DAY_MS
 
+Seconds = float | str | timedelta  # what `ttl`, `timeout` and `wait` take
+
 _TEXT: Final = re.compile(r"([0-9]{1,15})(ms|s|m|h|d|w)", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -87,7 +89,7 @@ def _if_bare(value: object) -> str:
     return " (a bare number has no unit)" if number else ""
 
 
-def seconds(value: float | str | timedelta, field: str, *, allow_zero: bool = False) -> float:
+def seconds(value: Seconds, field: str, *, allow_zero: bool = False) -> float:
     """Seconds from a bare number of seconds, or from a duration; positive unless `allow_zero`.
 
     For `ttl`, `timeout` and `wait` only.

@@ -118,7 +118,9 @@ def context(revision: int, first: bytes, mark: str = "") -> bytes:
     return struct.pack("<I", revision) + first + mark.encode()
 
 
-def extra(policies: Mapping[bytes, bytes], moves: Mapping[int, tuple[bytes, bytes, bytes]]) -> bytes:
+def extra(
+    policies: Mapping[bytes, bytes], moves: Mapping[tuple[int, bytes], tuple[bytes, bytes]]
+) -> bytes:
     """What a repeated call brings along; empty if there is nothing."""
     if not policies and not moves:
         return b""
@@ -126,7 +128,7 @@ def extra(policies: Mapping[bytes, bytes], moves: Mapping[int, tuple[bytes, byte
     if policies:
         value["p"] = dict(policies)
     if moves:
-        value["m"] = [[level, *move] for level, move in moves.items()]
+        value["m"] = [[*where, *becomes] for where, becomes in moves.items()]
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 

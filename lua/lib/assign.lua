@@ -25,10 +25,18 @@ function assign.whole(text, what, high, none)
   return tonumber(text)
 end
 
+-- The name of one limit.
+function assign.name(text)
+  if split_names(text)[1] ~= text then
+    bad("name: one limit")
+  end
+  return text
+end
+
 -- Reads one record, an operation id beside it, and of the levels above only when they were last
 -- seen. Returns the instant, or nil and a status.
 function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
-  local with_op = op_text and op.check(op_text)
+  local with_op = op_text and op.check(op_text, keys[2])
   local above = with_op and 3 or 2
   if #keys < above - 1 or #keys > above + 2 then
     bad("keys: the record, the operation id if there is one, up to three records above")
@@ -41,13 +49,15 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
       now = max(now, record.seen(values[i]))
     end
   end
+  local manual = now_text ~= ""
+  local seen, status, instant = record.open(keys, values, 1, context, extra, now, manual, mover)
   if with_op then
-    local answer = op.find(values[2], op_text, now)
+    local answer = op.find(values[2], op_text, seen or instant)
     if answer then
       return nil, answer
     end
   end
-  return record.open(keys, values, 1, context, extra, now, now_text ~= "", mover)
+  return seen, status
 end
 
 -- Writes the record that was changed, and the operation id beside it.
@@ -66,10 +76,14 @@ end
 local function adapt_pool(L, before, now, reset, anchor)
   if reset then
     before.close(before, now, L.mode == 0 and (anchor or now) or S[3], 0)
-  elseif anchor and L.mode == 0 then
-    S[3] = anchor
   end
   before.convert(before, L, now, 0)
+  if anchor and L.mode == 0 then
+    S[3] = anchor
+  end
+  if reset then
+    S[1] = now
+  end
   if L.mode == 3 then
     if reset then
       S[1], S[2], S[7] = 0, 0, 0

@@ -10,6 +10,7 @@ local sub, byte, char, find, format, concat, mpack, munpack, sha1hex
 local NEVER = 281474976710655 -- 2^48 - 1: an instant that no clock reaches
 local NONE = -9007199254740992 -- -2^53: "no value" where a reply carries a number
 local MAX_AMOUNT = 1000000000000000 -- 10^15: what one call may name
+local MAX_RATE = 1000000000000 -- 10^12: limit and burst of a bucket
 local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
 
 -- First byte of an answer; 0, decided, is written where the answer is packed.

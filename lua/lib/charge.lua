@@ -46,7 +46,7 @@ function charge.decide(count, names, amount_count, now)
     if parsed and parsed.held then
       held = true
       local shape = policy.shape(parsed, names)
-      if shape.names ~= amount_count and names ~= "*" then
+      if shape.names ~= amount_count then
         bad("amounts: one per cost name")
       end
       level.shape = shape
@@ -235,7 +235,7 @@ end
 -- Returns the number of levels, the instant, the op key - or nil and the status to answer.
 function charge.read(keys, args)
   local count = #keys
-  local with_op = op.check(args[5])
+  local with_op = op.check(args[5], keys[count])
   if with_op then
     count = count - 1
   end
@@ -252,10 +252,10 @@ function charge.read(keys, args)
   else
     values = call("MGET", spread(keys))
   end
-  local seen, status = record.open(keys, values, count, context, extra, now, manual)
+  local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
   if with_op then
     -- A stored answer is older than any plan change: it counts before what the records need.
-    local answer = op.find(values[count + 1], args[5], seen or now)
+    local answer = op.find(values[count + 1], args[5], seen or instant)
     if answer then
       return nil, answer
     end

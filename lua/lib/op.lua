@@ -5,12 +5,19 @@
 
 local op = {}
 
--- Checks the argument: empty, or 16 bytes of digest and 6 of retention in ms.
-function op.check(text)
-  if text ~= "" and #text ~= 22 then
-    bad("op: empty, or 16 bytes of digest and 6 of retention")
+-- Checks the argument (empty, or 16 bytes of digest and 6 of retention in ms) and the key that goes
+-- with it: were a record taken for an operation id, it would be overwritten.
+function op.check(text, key)
+  if text == "" then
+    return false
   end
-  return text ~= ""
+  if #text ~= 22 or sub(text, 17) == "\0\0\0\0\0\0" then
+    bad("op: empty, or 16 bytes of digest and 6 of retention in ms")
+  end
+  if not find(key or "", "^[^{]*{[^}]*}:o:") then
+    bad("keys: that of the operation id is missing")
+  end
+  return true
 end
 
 -- The stored answer as a replay, a conflict, or nil where the id is new.
@@ -31,5 +38,5 @@ end
 -- The bytes to store, and how long from now they are worth keeping (nil on a test clock).
 function op.value(text, now, answer, manual)
   local digest, retention = sunpack("<c16I6", text)
-  return spack("<c16I6", digest, now + retention) .. answer, not manual and retention or nil
+  return spack("<c16I6", digest, min(now + retention, NEVER)) .. answer, not manual and retention or nil
 end

@@ -67,7 +67,7 @@ local function forgettable_after(limits)
     end
     longest = max(longest or 0, full)
   end
-  return longest
+  return longest and longest <= CENTURY and longest or nil
 end
 
 local function parse(fp, blob)
@@ -144,10 +144,9 @@ function policy.overridden(L, fields)
   if L.kind == POOL then
     changed.overage = fields.v or L.overage
   else
+    -- An override that waited for its limit may have been meant for a pool.
     changed.burst = L.kind == 4 and fields.b or L.burst
-    if changed.limit == NONE then
-      changed.limit = L.limit
-    end
+    changed.limit = changed.limit == NONE and L.limit or min(changed.limit, MAX_RATE)
     dimension(changed)
   end
   return changed
@@ -186,7 +185,7 @@ local function make_shape(parsed, text)
       terms[pair[1]][#terms[pair[1]] + 1] = { j, pair[2] }
     end
   end
-  local shape = { names = #names, reached = reached, whole = true, stop = 21 }
+  local shape = { names = every and 1 or #names, reached = reached, whole = true, stop = 21 }
   for j = 1, #names do
     shape.whole = shape.whole and reached[j] == true
   end

@@ -42,6 +42,9 @@ function record.context(text)
   end
   known = { rev = rev, first = first ~= ABSENT and first or nil, pinned = rest == "!" }
   known.join = not known.pinned and rest ~= "" and rest or nil
+  if known.pinned and not known.first then
+    bad("context: '!' goes with a policy")
+  end
   if context_count >= 64 then
     contexts, context_count = {}, 0
   end
@@ -50,8 +53,8 @@ function record.context(text)
 end
 
 -- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...}}.
--- A move says: the record of that level, if still laid out by `from`, is read by the definitions of
--- `old` and becomes one of `to`.
+-- A move says: the record of that level, if laid out by `from`, is read by the definitions of `old` and
+-- becomes one of `to`. A level may be offered several, for what its record may have become.
 function record.extra(text)
   if text == "" then
     return {}
@@ -69,7 +72,8 @@ function record.extra(text)
       bad("extra: moves are a list")
     end
     for _, move in ipairs(extra.m) do
-      if type(move) ~= "table" or #move ~= 4 or type(move[1]) ~= "number" then
+      local level = type(move) == "table" and #move == 4 and move[1]
+      if level ~= 1 and level ~= 2 and level ~= 3 and level ~= 4 then
         bad("extra: a move is level, from, old, to")
       end
       for i = 2, 4 do
@@ -77,7 +81,8 @@ function record.extra(text)
           bad("extra: a move is level, from, old, to")
         end
       end
-      moves[move[1]] = move
+      moves[move[1]] = moves[move[1]] or {}
+      moves[move[1]][move[2]] = move
     end
     extra.m = moves
   end
@@ -213,7 +218,8 @@ end
 -- Brings the records of a path in hand: `values` are the stored bytes (false: none), `now` what the
 -- clock says. A record behind the catalog needs a move, and so does every stored record where the
 -- caller moves records itself: `mover(level, policy, now)`, policy nil for an unseen subject that
--- would be nothing. Returns the instant of the call, or nil and the status to answer instead.
+-- would be nothing. Returns the instant of the call; or nil, the status to answer
+-- instead, and the instant.
 function record.open(keys, values, count, context, extra, now, manual, mover)
   for i = 1, count do
     local rec = values[i]
@@ -222,6 +228,9 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     level.var, level.effective, level.expires = nil, nil, nil
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
+      if #rec < HEADER then
+        error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+      end
       local version, flags, fp, rev, seen = sunpack(HEAD, rec)
       if version ~= 1 then
         error("METERD-LAYOUT record of layout " .. version, 0)
@@ -236,11 +245,11 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
   for i = 1, count do
     local level = levels[i]
     if level.rec then
-      local move = extra.m and extra.m[i]
+      local move = extra.m and extra.m[i] and extra.m[i][level.fp]
       if move and not mover and move[4] == level.fp and level.rev == context.rev then
         move = nil -- it has been made
       end
-      if move and move[2] == level.fp and level.rev <= context.rev then
+      if move and level.rev <= context.rev then
         level.to, level.parsed = policy.get(move[4], extra.p), policy.get(move[3], extra.p)
         if not level.to or not level.parsed then
           need = (need or "") .. (level.to and "" or move[4]) .. (level.parsed and "" or move[3])
@@ -271,10 +280,10 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     end
   end
   if stale then
-    return nil, STATUS_STALE .. stale
+    return nil, STATUS_STALE .. stale, now
   end
   if need then
-    return nil, STATUS_NEED .. need
+    return nil, STATUS_NEED .. need, now
   end
   for i = 1, count do
     local level = levels[i]
@@ -296,7 +305,12 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
       if mover then
         mover(level, level.to, now)
       elseif level.to then
+        local same = level.to == parsed and level.rev == context.rev
         record.convert(level, level.to, level.var, context.rev, now)
+        if same then
+          -- Only its zones are written out further: no reason to write it now.
+          level.moved, level.settled = false, true
+        end
       end
     end
   end

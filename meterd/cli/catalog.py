@@ -38,14 +38,14 @@ def apply(state: State, source: str | None, dry_run: bool, remove: tuple[str, ..
 def plans(state: State) -> None:
     """List the plans of the stored catalog."""
     with state.meter() as meter:
-        catalog = meter._store.catalog  # read when the meter opened
-    live, retired = list(catalog.live().values()), sorted(catalog.retired)
+        live, retired = list(meter.plans().values()), sorted(meter.plans(retired=True))
+        revision = meter.revision
     data = {
-        "revision": catalog.revision,
+        "revision": revision,
         "plans": [plan_to_dict(plan) for plan in live],
         "retired": retired,
     }
-    state.emit(data, lambda look: plans_text(catalog.revision, live, retired, look))
+    state.emit(data, lambda look: plans_text(revision, live, retired, look))
 
 
 @verb()

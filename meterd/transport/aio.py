@@ -6,12 +6,14 @@ Statement for statement the twin of `sync`, plus one duty: a transport belongs t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Any
 
 from meterd.errors import PolicyError
-from meterd.transport.aiopool import AsyncLink, AsyncPool
+from meterd.transport.aiopool import AsyncLink, AsyncPool, inherited
 from meterd.transport.base import AsyncTransport, Kind, MaybeSent, Node, NotSent, Request
 from meterd.transport.dial import Dialer, dialer, injected
 from meterd.transport.routing import (
@@ -39,6 +41,7 @@ class _Base:
         self._size = max_connections
         self._pools: dict[Node, AsyncPool] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: AsyncGenerator[None, None] | None = None
         self._pid = os.getpid()
 
     async def open(self) -> None:
@@ -57,13 +60,41 @@ class _Base:
         )
 
     async def aclose(self) -> None:
+        if os.getpid() != self._pid:
+            self._inherit()
+            return
+        keeper, self._keeper = self._keeper, None
+        await self._close()
+        if keeper is not None:
+            await keeper.aclose()
+
+    async def _close(self) -> None:
         pools, self._pools = self._pools, {}
         self._loop = None
-        if os.getpid() != self._pid:
-            self._abandon(pools)
-            return
         for pool in pools.values():
             await pool.close()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        """Lives as long as the loop: what ends a loop in order closes its generators first."""
+        try:
+            yield
+        finally:
+            await self._close()
+
+    def abandon(self) -> None:
+        if os.getpid() != self._pid:
+            self._inherit()
+            return
+        loop, self._loop = self._loop, None
+        keeper, self._keeper = self._keeper, None
+        pools, self._pools = self._pools, {}
+        if loop is None or loop.is_closed():
+            return
+        for pool in pools.values():
+            pool.drop()
+        if keeper is not None:
+            with contextlib.suppress(StopIteration):
+                keeper.aclose().send(None)  # finds nothing left to close, so it does not wait
 
     async def _run(self, flow: Flow, deadline: float) -> Any:
         try:
@@ -85,7 +116,7 @@ class _Base:
     async def _exchange(self, step: Exchange, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or os.getpid() != self._pid:
-            self._bind(loop)
+            await self._bind(loop)
         if step.seconds is not None:
             deadline = min(deadline, monotonic() + step.seconds)
         pool = self._pools.get(step.node)
@@ -96,21 +127,26 @@ class _Base:
     def _new_pool(self, step: Exchange) -> AsyncPool:
         return AsyncPool(self._dial, step.node, self._size)
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getpid() != self._pid:
-            pools, self._pools = self._pools, {}
-            self._abandon(pools)
+            self._inherit()
         elif self._loop is not None:
             raise PolicyError(
                 "this AsyncMeter belongs to another event loop; make one for each loop, or call "
                 "aclose() on it before the first loop ends"
             )
         self._loop = loop
+        self._keeper = self._keep()
+        await anext(self._keeper)
 
-    def _abandon(self, pools: dict[Node, AsyncPool]) -> None:
+    def _inherit(self) -> None:
+        """After a fork: what was opened before it is the parent's."""
         self._pid = os.getpid()
+        pools, self._pools = self._pools, {}
         for pool in pools.values():
             pool.abandon()
+        inherited.append(self._keeper)
+        self._keeper = self._loop = None
 
 
 class AsyncStandalone(_Base):

@@ -19,9 +19,9 @@ from meterd.transport.base import MaybeSent, Node, NotSent
 from meterd.transport.dial import Dialer, connect_failure
 from meterd.transport.replies import is_reply, spoils
 
-# Connections inherited through a fork. To close them here would unhook the parent's from its own
-# selector, which the two processes share.
-_inherited: list[Any] = []
+# What a fork left behind, connections above all. To close them here would unhook the parent's from
+# its own selector, which the two processes share.
+inherited: list[Any] = []
 
 
 class AsyncLink:
@@ -73,6 +73,14 @@ class AsyncLink:
             await self._connection.disconnect(nowait=True)
         except (RedisError, OSError, RuntimeError):
             return
+
+    def drop(self) -> None:
+        """Close without waiting for anything; the loop must not be running."""
+        connection = self._connection
+        transport = getattr(getattr(connection, "_writer", None), "transport", None)
+        connection._reader = connection._writer = None
+        if transport is not None:
+            transport.abort()
 
 
 Greeting = Callable[[AsyncLink, str], Awaitable[None]]
@@ -137,9 +145,16 @@ class AsyncPool:
             if link is not None:
                 await link.close()
 
+    def drop(self) -> None:
+        """Close what is idle without I/O; the loop must not be running."""
+        old, self._idle = self._idle, deque([None] * self._size)
+        for link in old:
+            if link is not None:
+                link.drop()
+
     def abandon(self) -> None:
         """After a fork: keep the parent's connections from being collected, and touch nothing."""
-        _inherited.append(self._idle)
+        inherited.append(self._idle)
 
     async def _checkout(self, steps: list[str]) -> tuple[AsyncLink, _Idle]:
         """A connection at rest; `steps` tells the caller how far it got if time runs out."""

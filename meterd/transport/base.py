@@ -86,7 +86,10 @@ class SyncTransport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """The same, awaited; belongs to the event loop that used it first, until `aclose()`."""
+    """The same, awaited; belongs to the event loop that used it first, until `aclose()`.
+
+    A loop that ends in order (`asyncio.run` and its like) closes it.
+    """
 
     url: str
     kind: Kind
@@ -100,3 +103,6 @@ class AsyncTransport(Protocol):
     async def send_to(self, node: Node, request: Request, timeout: float) -> Any: ...
 
     async def aclose(self) -> None: ...
+
+    def abandon(self) -> None:
+        """Let go of every connection without I/O, while the loop does not run."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from meterd.testing import ManualClock
+from tests.client.meter_tools import PLANS, AnyMeter, Make, build, fresh_prefix
 from tests.client.transport_tools import Both
 from tests.support import servers
 from tests.support.proxy import FaultProxy
@@ -34,3 +36,39 @@ def either(request: pytest.FixtureRequest) -> Iterator[Any]:
 def proxy(server: servers.Server) -> Iterator[FaultProxy]:
     with FaultProxy(server) as started:
         yield started
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture(params=["sync", "async"])
+def make(
+    request: pytest.FixtureRequest, server: servers.Server, clock: ManualClock
+) -> Iterator[Make]:
+    """`make(plans, **settings)` -> a meter of either kind on `clock`, all of a test in one store.
+
+    Settings win over these; `clock=None` is the server's clock, which needs a prefix of its own.
+    """
+    prefix = fresh_prefix()
+    made: list[AnyMeter] = []
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
+
+        def make(plans: Any = PLANS, **settings: Any) -> AnyMeter:
+            given = {"prefix": prefix, "clock": clock, "timeout": 5, **settings}
+            if "client" not in given:
+                given.setdefault("url", server.url)
+            made.append(build(runner, plans=plans, **given))
+            return made[-1]
+
+        yield make
+        for one in made:
+            one.close()
+
+
+@pytest.fixture
+def meter(make: Make) -> AnyMeter:
+    """A meter of either kind on the plans of `meter_tools`."""
+    return make()

@@ -1,0 +1,280 @@
+"""Calling the Lua entries directly, past everything that the client checks.
+
+`World` is a small store that holds one of everything, `World.valid` a correct call of every entry on
+it, `snapshot` the bytes of every key.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgpack
+import redis
+from redis.exceptions import ResponseError
+
+from meterd import Bucket, Flag, Meter, Plan, Pool, wire
+from meterd.compile import read_policy
+from meterd.keys import Path
+from meterd.scripts import ENTRIES, Scripts
+from meterd.testing import ManualClock
+
+NOW = 1_735_689_600_000
+LEVELS = Path(("a", "b", "c", "d"), (b"", b"", b"", b""), b"a", b"")
+
+PLANS = (
+    Plan(
+        "free",
+        includes=[
+            Pool("credits", 100, "month", anchor="calendar", tz="Europe/Berlin", rollover=5),
+            Bucket("api", 10, "1m", rates={"api": 1, "tokens": 2}),
+            Bucket("burst", 5, "10s", algorithm="token", burst=8, rates={"api": 1}),
+            Bucket("login", 3, "1h", algorithm="fixed"),
+            Flag("sso"),
+        ],
+        default=True,
+    ),
+    Plan("pro", includes=[Pool("credits", 1000, "month"), Bucket("api", 50, "1m")]),
+    Plan("seats", includes=[Bucket("seats", 9, "1d"), Flag("audit")], group="addons"),
+)
+
+
+class Raw:
+    """Every entry of `scripts` on one server, as a function and as a script."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts | None = None) -> None:
+        self.client = client
+        self.scripts = scripts or Scripts()
+        client.execute_command("FUNCTION", "LOAD", "REPLACE", self.scripts.library.text)
+        for entry in ENTRIES:
+            client.script_load(self.scripts.script(entry).text)
+
+    def call(
+        self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], *, how: str = "FCALL"
+    ) -> Any:
+        """The raw reply; an error reply as a value."""
+        name = (
+            self.scripts.script(entry).sha1
+            if how.startswith("EVALSHA")
+            else self.scripts.function_name(entry)
+        )
+        try:
+            return self.client.execute_command(how, name, len(keys), *keys, *args)
+        except ResponseError as error:
+            return error
+
+
+def snapshot(client: redis.Redis) -> dict[bytes, tuple[Any, Any]]:
+    """Key -> (DUMP, expiry) of everything in the database."""
+    keys = sorted(client.scan_iter(count=1000))
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.dump(key)
+        pipeline.execute_command("PEXPIRETIME", key)
+    found = pipeline.execute()
+    return {key: (found[i * 2], found[i * 2 + 1]) for i, key in enumerate(keys)}
+
+
+def restore(client: redis.Redis, wanted: dict[bytes, tuple[Any, Any]]) -> None:
+    """Brings the database back to a snapshot."""
+    now = snapshot(client)
+    for key in now.keys() | wanted.keys():
+        if now.get(key) != wanted.get(key):
+            client.delete(key)
+            if key in wanted:
+                dump, expiry = wanted[key]
+                client.restore(key, max(expiry, 0), dump, absttl=expiry > 0)
+
+
+def assert_well_formed(entry: str, reply: Any) -> None:
+    """A status reply that the client could read to its last byte."""
+    if entry in ("apply", "forget"):
+        assert isinstance(reply, int)
+        return
+    assert isinstance(reply, bytes)
+    assert reply
+    status = reply[0]
+    assert status <= wire.UNKNOWN, reply
+    if status == wire.NEED:
+        assert len(reply) > 1
+        assert (len(reply) - 1) % 8 == 0
+    elif status == wire.STALE:
+        assert wire.decode_stale(reply)
+        assert (len(reply) - 1) % 13 == 0
+    elif status == wire.DECIDED or (status == wire.REPLAYED and entry != "subscribe"):
+        answer = wire.decode_answer(reply, LEVELS)
+        for state in answer.limits():
+            figures = (state.limit, state.used, state.remaining, state.overage, state.applied)
+            assert all(f is None or abs(f) < 2**53 for f in figures), state
+        if entry == "usage":
+            wire.decode_levels(reply, answer.end())
+        else:
+            assert answer.end() == len(reply)
+    elif status == wire.REPLAYED:
+        assert reply[1:] == bytes([wire.DONE])
+    else:
+        assert len(reply) == 1
+
+
+def applied(entry: str, reply: Any) -> bool:
+    """Whether the reply says that something was (or may have been) written."""
+    if isinstance(reply, ResponseError):
+        return False
+    if isinstance(reply, int):
+        return reply > 0
+    if reply[0] == wire.DECIDED:
+        return entry not in ("check", "usage") and bool(reply[2])
+    return bool(reply[0] == wire.DONE)
+
+
+class World:
+    """A root, two levels below it (one with an override), meta, an operation id, a limiter."""
+
+    def __init__(self, client: redis.Redis, url: str) -> None:
+        self.client = client
+        self.raw = Raw(client)
+        self.meter = Meter(url, plans=PLANS, prefix="w", clock=ManualClock(NOW))
+        meter = self.meter.open()
+        meter.consume("acme", "credits", 7, op="first")
+        meter.subscribe("acme/team", limits=[Bucket("api", 5, "1m"), Flag("sso")])
+        meter.subscribe("acme/team/ana", "pro")
+        meter.override("acme/team/ana", "credits", limit=3)
+        meter.set_meta("acme", {"note": [1]})
+        meter.limiter("login", Bucket("ip", 5, "1m")).consume("::1")
+        self.keys = meter._keys
+        self.path = self.keys.path("acme/team/ana")
+        self.root, self.team, self.leaf = self.path.keys
+        self.op, self.meta = self.keys.op(self.path, "new"), self.keys.meta(self.keys.path("acme"))
+        self.used_op = self.keys.op(self.path, "first")
+        self.fresh = self.keys.path("acme2").keys[0]
+        self.context = meter._store.context(None)
+        stored = client.hgetall(self.keys.policies)
+        self.policies = {name: blob for name, blob in stored.items() if len(name) == 8}
+        first = read_policy(self.policies[self.context[4:12]])
+        assert [name for _, name, _, _ in first.plans] == ["free"]
+        self.first = first.name
+        self.extra = extra(self.policies)
+        self.laid_out = {key: client.get(key)[2:10] for key in self.path.keys}
+        self.whole = snapshot(client)
+
+    def reset(self) -> None:
+        restore(self.client, self.whole)
+
+    def move(self, level: int = 1, *, old: bytes | None = None, to: bytes | None = None) -> bytes:
+        """Extra that moves a record to the policy `to`, read by `old` (by default what it is)."""
+        source = self.laid_out[self.path.keys[level - 1]]
+        return extra(self.policies, [level, source, old or source, to or source])
+
+    def valid(self, entry: str, *, op: bool = False) -> tuple[list[bytes], list[bytes]]:
+        """Keys and arguments that the entry takes, and that change something where it writes."""
+        now, context, bring = b"%d" % (NOW + 1000), self.context, self.extra
+        op_argument = wire.op_argument(bytes(16), 86_400_000) if op else b""
+        levels = [*self.path.keys, *([self.op] if op else [])]
+        charge = [now, context, b"credits,api", struct.pack("<2d", 2, 1), op_argument, bring]
+        above = [self.team, self.root]
+        calls: dict[str, tuple[list[bytes], list[bytes]]] = {
+            "usage": (levels, [now, context, bring]),
+            "subscribe": (
+                [self.leaf, *([self.op] if op else []), *above],
+                [now, context, b"reset", b"", b"credits", op_argument, self.move_leaf()],
+            ),
+            "unsubscribe": ([self.leaf, *above], [now, context, self.move_leaf()]),
+            "override": (
+                [self.leaf, *above],
+                [now, context, b"credits", b"9", b"none", b"", b"%d" % (NOW + 5000), b"", b"", bring],
+            ),
+            "adjust": ([self.leaf, *above], [now, context, b"credits", b"2", bring]),
+            "set_meta": ([self.meta], [b"field", b'"value"']),
+            "forget": ([self.leaf], []),
+            "apply": ([self.keys.catalog], [self.client.get(self.keys.catalog), b"new"]),
+        }
+        return calls.get(entry, (levels, charge))
+
+    def move_leaf(self) -> bytes:
+        """Extra for the verbs that name one record: the leaf, moved to what it is."""
+        source = self.laid_out[self.leaf]
+        return extra(self.policies, [1, source, source, source])
+
+
+@contextmanager
+def world(server: Any) -> Iterator[World]:
+    made = World(server.client(), server.url)
+    yield made
+    made.meter.close()
+
+
+def extra(policies: dict[bytes, bytes], *moves: Sequence[Any]) -> bytes:
+    """What a call may bring along: policies by name, and moves (level, from, old, to)."""
+    packed: bytes = msgpack.packb({"p": policies, "m": moves}, use_bin_type=False)
+    return packed
+
+
+def amounts(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+_NAME = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+
+
+def _is_name(text: bytes) -> bool:
+    return 1 <= len(text) <= 64 and set(text) <= _NAME
+
+
+def _is_instant(text: bytes) -> bool:
+    return text == b"" or (text.isdigit() and len(text) <= 14)
+
+
+def _is_whole(most: int, *words: bytes) -> Any:
+    def test(text: bytes) -> bool:
+        return text in words or (text.isdigit() and len(text) <= 16 and int(text) <= most)
+
+    return test
+
+
+def _is_amounts(text: bytes) -> bool:
+    if not text or len(text) % 8 or len(text) > 512:
+        return False
+    values = struct.unpack(f"<{len(text) // 8}d", text)
+    return all(math.isfinite(v) and 0 <= v <= 10**15 and v == math.floor(v) for v in values)
+
+
+def _is_context(text: bytes) -> bool:
+    rest = text[12:]
+    if rest == b"!":
+        return text[4:12] != bytes(8)
+    return 12 <= len(text) <= 76 and (rest == b"" or _is_name(rest))
+
+
+VALID: dict[str, Any] = {
+    "now": _is_instant,
+    "context": _is_context,
+    "costs": lambda t: t == b"*" or (all(map(_is_name, t.split(b","))) and t.count(b",") < 64),
+    "amounts": _is_amounts,
+    "op": lambda t: t == b"" or (len(t) == 22 and t[16:] != bytes(6)),
+    "extra": lambda _: True,  # what it must not be has a table of its own
+    "change": lambda t: t in (b"keep", b"reset"),
+    "anchor": _is_instant,
+    "pools": lambda t: t == b"" or all(map(_is_name, t.split(b","))),
+    "name": _is_name,
+    "limit": _is_whole(10**15, b"", b"none"),
+    "overage": _is_whole(10**15, b"", b"none"),
+    "burst": _is_whole(10**12, b""),
+    "expires": _is_instant,
+    "clear": lambda t: t in (b"", b"1"),
+    "known": lambda t: t in (b"", b"1"),
+    "used": _is_whole(10**15),
+    "field": bool,
+    "value": lambda _: True,
+    "expected": lambda _: True,
+    "catalog": bool,
+}
+"""Whether a text is allowed at all as an argument of that name, by itself."""
+
+
+def pairs(names: Sequence[str], count: int) -> list[str]:
+    """Argument names by position, where names repeat."""
+    return list(itertools.islice(itertools.cycle(names), count)) if names else []

@@ -1,0 +1,112 @@
+"""What the tests of faults share: plans, meters of both kinds behind one interface, raw snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+from meterd import AsyncMeter, Bucket, Meter, Plan, Pool
+from tests.support.servers import Server
+
+PLENTY = 10**9
+CREDITS = Plan("credits", default=True, includes=[Pool("credits", PLENTY, reset="month")])
+
+_serial = itertools.count(1)
+
+
+def fresh_prefix() -> str:
+    """A prefix that no other test of this run has."""
+    return f"f{os.getpid()}-{next(_serial)}"
+
+
+def allowing(algorithm: str, limit: int, name: str = "calls", **more: Any) -> Bucket:
+    """A bucket from which nothing flows back while a test runs."""
+    return Bucket(name, limit, "366d", algorithm=algorithm, **more)
+
+
+class Driven:
+    """A meter of either kind whose calls block: one text of a test covers both."""
+
+    def __init__(self, meter: Any, runner: asyncio.Runner | None) -> None:
+        self.meter = meter
+        self._runner = runner
+
+    @property
+    def is_async(self) -> bool:
+        return self._runner is not None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.meter, name)
+        if self._runner is None or not callable(found):
+            return found
+        runner = self._runner
+
+        def call(*args: Any, **named: Any) -> Any:
+            return runner.run(_awaited(found(*args, **named)))
+
+        return call
+
+
+    def awaited(self, work: Any) -> Any:
+        """The result of a call that a limiter made."""
+        return work if self._runner is None else self._runner.run(_awaited(work))
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+class Workshop:
+    """Makes meters of one kind and closes them."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._made: list[Driven] = []
+        self._stack = contextlib.ExitStack()
+        self._runner = self._stack.enter_context(asyncio.Runner()) if kind == "async" else None
+
+    def __call__(self, url: str, **settings: Any) -> Driven:
+        made = (Meter if self._runner is None else AsyncMeter)(url, **settings)
+        self._made.append(Driven(made, self._runner))
+        return self._made[-1]
+
+    def close(self) -> None:
+        for one in self._made:
+            one.close()
+        self._stack.close()
+
+
+def used(meter: Any, subject: Any, name: str = "credits") -> int:
+    """What a subject's tightest limit of that name counts; 0 for an unseen subject."""
+    found: int = meter.usage(subject)[name].used
+    return found
+
+
+def snapshot(server: Server, prefix: str) -> dict[bytes, bytes]:
+    """Every key of a store but its policies, without the prefix -> its bytes (DUMP: no TTL)."""
+    client = server.client()
+    with contextlib.closing(client):
+        head = prefix.encode()
+        keys = [key for key in client.scan_iter(match=head + b":*", count=1000)]
+        found = {key[len(head) :]: client.dump(key) for key in keys}
+    # Written by the client beforehand, named by their content: nothing refers to one too many.
+    found.pop(b":{store}:policies", None)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def connections(server: Server) -> int:
+    """How many clients a server has, our own question included."""
+    return len(server.ask("CLIENT", "LIST").splitlines())
+
+
+@contextlib.contextmanager
+def workshop(kind: str) -> Iterator[Workshop]:
+    made = Workshop(kind)
+    try:
+        yield made
+    finally:
+        made.close()
