@@ -1,4 +1,4 @@
-"""The verbs that set something, as flows: plans of a subject, overrides, corrections, meta, forgetting."""
+"""The verbs that set something, as flows: plans of a subject, overrides, corrections, meta."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from meterd.flow import Flow
 from meterd.keys import Path, Subject
 from meterd.operations import Joining, Moving, Operations, new_op
 from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
+from meterd.policy_checks import FrozenMap
 from meterd.result import Level, Override, Usage
 from meterd.timespec import instant_ms, refuse, shown
 from meterd.transport import Node
@@ -152,7 +153,9 @@ class Administration:
         except _NotHeld as error:
             held = str(error)
         if not known:
-            raise PolicyError(f"unsubscribe: {subject!r} does not hold plan {plan!r}; it holds: {held}")
+            raise PolicyError(
+                f"unsubscribe: {subject!r} does not hold plan {plan!r}; it holds: {held}"
+            )
 
     # Overrides and corrections -------------------------------------------------------------------
 
@@ -173,8 +176,9 @@ class Administration:
         if clear and (fields or expires is not None):
             raise PolicyError(f"override of {name!r}: clear=True goes with nothing else")
         if not clear and not fields:
+            listed = ", ".join(_OVERRIDABLE)
             raise PolicyError(
-                f"override of {name!r}: give at least one of {', '.join(_OVERRIDABLE)}, or clear=True"
+                f"override of {name!r}: give at least one of {listed}, or clear=True"
             )
         values = [_field(name, key, fields) for key in _OVERRIDABLE]
         ends = b"" if expires is None else b"%d" % instant_ms(expires, self._now_ms(), "expires")
@@ -248,12 +252,12 @@ class Administration:
             raise PolicyError(f"set_meta: {len(mapping)} fields; allowed: at most 128 in one call")
         args: list[bytes] = []
         for key, value in mapping.items():
-            if not isinstance(key, str) or not key or not key.isascii() and not _encodable(key):
+            if not isinstance(key, str) or not key or not _encodable(key):
                 raise refuse("set_meta: field", key, "non-empty text")
             try:
                 text = "" if value is None else json.dumps(value, allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
-                raise PolicyError(f"set_meta: field {key!r} is not a JSON value: {error}") from error
+                raise PolicyError(f"set_meta: field {key!r}: no JSON value: {error}") from error
             args += [key.encode(), text.encode()]
         yield from self.store.prepare()
         reply = yield from self.session.call(
@@ -290,7 +294,7 @@ class Administration:
         levels = []
         for row in wire.decode_levels(reply, answer.end()):
             policy = yield from self.store.policy(row.policy)
-            plans = {group: name for group, name, _, _ in policy.plans}
+            plans = FrozenMap({group: name for group, name, _, _ in policy.plans})
             overrides = tuple(_override(name, raw) for name, raw in sorted(row.overrides.items()))
             levels.append(Level(path.shown(row.level), plans, overrides, row.stored))
         return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
@@ -309,8 +313,8 @@ class Administration:
     def forget(self, subject: Subject) -> Flow[int]:
         """Removes everything at and below a subject. Returns how many keys that were.
 
-        Resumable: a second call removes what an interrupted one left. A root takes its operation ids
-        along.
+        Resumable: a second call removes what an interrupted one left. A root takes its operation
+        ids along.
         """
         path = self.keys.path(subject)
         yield from self.store.prepare()
@@ -379,4 +383,4 @@ def _override(name: str, raw: Mapping[str, int]) -> Override:
         for short, long in _SHORT.items()
         if short in raw
     }
-    return Override(name, fields, int(raw["e"]) if "e" in raw else None)
+    return Override(name, FrozenMap(fields), int(raw["e"]) if "e" in raw else None)

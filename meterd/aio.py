@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Pending(Coroutine[Any, Any, T]):
     """A call that has to be awaited, or made a task.
 
-    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One that
-    is simply dropped gets Python's own "was never awaited" warning.
+    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One
+    that is simply dropped gets Python's own "was never awaited" warning.
     """
 
     __slots__ = ("_verb", "_work")
@@ -51,7 +51,7 @@ class Pending(Coroutine[Any, Any, T]):
         self._work.close()  # the error says it all: no warning on top
         raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # noqa: PLE0304  # it never returns
         self._forgotten()
 
     def __iter__(self) -> NoReturn:
@@ -113,7 +113,7 @@ class AsyncMeter(_Base):
 
     @classmethod
     def embedded(cls, plans: Sequence[Plan] | None = None, **settings: Any) -> Self:
-        """A meter on a private server of its own, gone when closed. Takes what `AsyncMeter` takes."""
+        """A meter on a private server, gone when closed. Takes what `AsyncMeter` takes."""
         from meterd.embedded import EmbeddedServer
 
         server = EmbeddedServer.start()
@@ -261,7 +261,11 @@ class AsyncMeter(_Base):
         return self._call("usage", subject, self._administration.usage(subject, join))
 
     async def apply(
-        self, plans: Sequence[Plan] | None = None, *, dry_run: bool = False, remove: Sequence[str] = ()
+        self,
+        plans: Sequence[Plan] | None = None,
+        *,
+        dry_run: bool = False,
+        remove: Sequence[str] = (),
     ) -> Diff:
         """See `Meter.apply`."""
         return await self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
@@ -285,9 +289,12 @@ class AsyncMeter(_Base):
         flow = self._administration.subscribe(subject, plan, limits, change, when, anchor, op)
         await self._call("subscribe", subject, flow)
 
-    async def unsubscribe(self, subject: Subject, plan: str, *, when: str | Instant = "now") -> None:
+    async def unsubscribe(
+        self, subject: Subject, plan: str, *, when: str | Instant = "now"
+    ) -> None:
         """See `Meter.unsubscribe`."""
-        await self._call("unsubscribe", subject, self._administration.unsubscribe(subject, plan, when))
+        flow = self._administration.unsubscribe(subject, plan, when)
+        await self._call("unsubscribe", subject, flow)
 
     async def override(
         self,

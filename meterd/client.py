@@ -79,7 +79,7 @@ class _Base:
             raise refuse("observer", observer, "a function (verb, subject, outcome, seconds)")
         self._observer = observer
         if clock is not None and not hasattr(clock, "now_ms"):
-            raise refuse("clock", clock, "an object with now_ms, such as meterd.testing.ManualClock")
+            raise refuse("clock", clock, "something with now_ms, as meterd.testing.ManualClock")
         self._keys = Keyspace(prefix)
         session = Session(scripts or Scripts(), self._timeout, functions=functions)
         self._store = Store(
@@ -145,9 +145,9 @@ class Meter(_Base):
     """The synchronous client. Thread-safe; one made before a fork is safe in each child.
 
     `url`: redis:// rediss:// unix:// redis+cluster:// redis+sentinel://, else METERD_URL, else
-    meterd.toml. `plans` fill an empty catalog or are compared with the stored one (`apply=True` puts
-    them there). `timeout`: seconds that bound every call. `clock`: a test clock; a store remembers
-    which kind it runs on. `op_retention`: how long operation ids are kept. `observer(verb, subject,
+    meterd.toml. `plans` fill an empty catalog or are compared with the stored one (`apply=True`
+    puts them there). `timeout`: seconds that bound every call. `clock`: a test clock; a store
+    remembers which kind it runs on. `op_retention`: how long operation ids are kept. `observer(verb, subject,
     outcome, seconds)` is called after every call. The constructor does no I/O.
     """
 
@@ -329,7 +329,11 @@ class Meter(_Base):
         return self._call("usage", subject, self._administration.usage(subject, join))
 
     def apply(
-        self, plans: Sequence[Plan] | None = None, *, dry_run: bool = False, remove: Sequence[str] = ()
+        self,
+        plans: Sequence[Plan] | None = None,
+        *,
+        dry_run: bool = False,
+        remove: Sequence[str] = (),
     ) -> Diff:
         """Puts plans into the catalog and returns the difference; `remove` retires plans."""
         return self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
@@ -394,7 +398,7 @@ class Meter(_Base):
         return self._call("forget", subject, self._administration.forget(subject))
 
     def subjects(self, root: str | None = None) -> Iterator[Subject]:
-        """Every subject with a record, in no order (SCAN: one that changes meanwhile may repeat)."""
+        """Every subject with a record, each once, in no order (SCAN, never KEYS)."""
         pattern = self._keys.subjects_pattern(root)
         self._run(self._store.prepare())
         seen: set[bytes] = set()

@@ -8,10 +8,11 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{tag}:m:<subject>     what the application keeps beside it
     meterd:{tag}:o:<root>/<id>   an operation id
     meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
-    meterd:{store}:catalog       the catalog        meterd:{store}:policies   policies and definitions
+    meterd:{store}:catalog       the catalog
+    meterd:{store}:policies      policies and plan definitions
     meterd:{store}:clock         which clock the store runs on
 
-Segments are joined by "/"; inside one, "%" and "/" are percent-encoded, so the encoding is injective.
+Segments are joined by "/"; inside one, "%" and "/" are percent-encoded: the encoding is injective.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def slot_of(key: bytes) -> int:
 
 
 def encode_segment(segment: str) -> bytes:
-    """One segment as it stands in a key. Raises `PolicyError` for anything that is not a segment."""
+    """One segment as it stands in a key; `PolicyError` for anything that is not a segment."""
     if not isinstance(segment, str):
         raise PolicyError(
             f"subject: a segment must be text, got {segment!r}; "

@@ -1,4 +1,4 @@
-"""Plain rate limiting: a named set of buckets over any text, without plans and without a catalog."""
+"""Plain rate limiting: a named set of buckets over any text, without plans or a catalog."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -189,7 +189,7 @@ class Decision:
         names = ", ".join(sorted({state.name for state in self.refused}))
         after = self.retry_after
         text = str(self.code) + (f" by {names}" if names else "")
-        raise _RAISED[self.code](text + (f"; retry in {after:g} s" if after else ""), self)
+        raise _RAISED[self.code](text + (f"; retry in {after:.15g} s" if after else ""), self)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -228,10 +228,10 @@ def tightest(limits: tuple[LimitState, ...], name: str) -> LimitState:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A changed limit of one subject. Fields that are None-as-unlimited stand in `unlimited`."""
+    """A changed limit of one subject: `fields` are its "limit", "overage" or "burst"."""
 
     name: str
-    fields: dict[str, int | None]
+    fields: Mapping[str, int | None]
     expires_ms: int | None = None
 
     @property
@@ -251,7 +251,7 @@ class Level:
     """
 
     subject: Subject
-    plans: dict[str, str]
+    plans: Mapping[str, str]
     overrides: tuple[Override, ...] = ()
     stored: bool = True
 

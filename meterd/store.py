@@ -114,6 +114,7 @@ class Catalog:
     def applied(self, plans: Sequence[Plan], remove: Iterable[str], library: str) -> Catalog:
         """The next revision."""
         gone = set(remove)
+        validate_catalog(plans)  # by themselves: no id twice
         live = overlay(self.live(), plans, gone)
         validate_catalog(tuple(live.values()), self.plans)
         after = {**self.plans, **live}

@@ -247,9 +247,9 @@ function token.adjust(L, n, _, b)
   S[b + 1], S[b + 2], S[b + 8] = n, 0, L.capacity - n
 end
 
--- The tick at which `units` more will have come back.
+-- The instant at which `units` more will have come back; at most 2^53 ms, which no clock reaches.
 local function refilled_at(L, units, b)
-  return (S[b + 3] + ceil_div(units * L.period - S[b + 2], L.limit)) * L.tick
+  return min(-NONE, (S[b + 3] + ceil_div(units * L.period - S[b + 2], L.limit)) * L.tick)
 end
 
 function token.figures(L, _, b, o)

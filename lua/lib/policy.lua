@@ -14,6 +14,7 @@ local POOL, FLAG = 1, 5
 local HEADER = 20
 local FORMATS = { POOL_FORMAT, "I6I5", "I6I5I5", "I5I5I6" }
 local SIZES = { POOL_SIZE, 11, 16, 16 }
+local COLUMNS = { 12, 6, 6, 6, 2 }
 local LETTERS = { "p", "f", "s", "t", "g" }
 local BEHAVIOUR = { pool, fixed, sliding, token }
 
@@ -70,19 +71,89 @@ local function forgettable_after(limits)
   return longest and longest <= CENTURY and longest or nil
 end
 
+local function is_whole(n, low, high)
+  return type(n) == "number" and n % 1 == 0 and n >= low and n <= high
+end
+
+-- Whether a row says what its kind needs, so that nothing later stumbles over it: a boundary that
+-- never moves on, say, would keep the server busy for ever.
+local function valid_row(row, zone_count)
+  local kind, columns = row[1], COLUMNS[row[1]]
+  if not columns or #row ~= columns or #row[2] > 64 or not find(row[2], "^[%w_.-]+$") then
+    return false
+  end
+  for i = 3, columns - 1 do
+    if not is_whole(row[i], NONE, -NONE) then
+      return false
+    end
+  end
+  if kind == POOL then
+    local endless = row[7] == 0
+    if row[3] < 0 and row[3] ~= NONE or row[4] < 0 and row[4] ~= NONE or row[5] < 0 then
+      return false
+    elseif not is_whole(row[7], 0, 3) or not is_whole(row[9], 0, 4) or not is_whole(row[11], 0, zone_count) then
+      return false
+    elseif row[8] < (endless and 0 or 1) or endless and row[9] > 0 then
+      return false
+    end
+  elseif kind < FLAG then
+    if row[3] < 0 or max(row[3], row[4]) > MAX_RATE or row[4] < 0 and row[4] ~= NONE then
+      return false
+    elseif not is_whole(row[5], 1, 366 * DAY) then
+      return false
+    end
+  end
+  local rates = columns > 2 and row[columns] or {}
+  for r = 1, #rates, 2 do
+    if type(rates[r]) ~= "string" or not is_whole(rates[r + 1], 1, MAX_COUNTER) then
+      return false
+    end
+  end
+  return type(rates) == "table"
+end
+
+local function valid(data)
+  if not is_whole(data[2], 0, -NONE) or #data[5] > 64 then
+    return false
+  end
+  local names = {}
+  for _, zone in ipairs(data[3]) do
+    if type(zone[1]) ~= "string" or type(zone[2]) ~= "string" or #zone[2] < 10 or #zone[2] % 10 > 0 then
+      return false
+    end
+  end
+  for _, plan in ipairs(data[4]) do
+    if type(plan) ~= "table" or type(plan[1]) ~= "string" then
+      return false
+    end
+  end
+  for _, row in ipairs(data[5]) do
+    if not valid_row(row, #data[3]) or names[row[2]] then
+      return false
+    end
+    names[row[2]] = true
+  end
+  return type(data[5]) == "table"
+end
+
 local function parse(fp, blob)
   if type(blob) ~= "string" or sub(sha1hex(blob), 1, 16) ~= hex(fp) then
     bad("policies: bytes that do not hash to the name they are given under")
   end
-  local data = munpack(blob)
-  if data[1] ~= 1 then
-    bad("policies: layout " .. tostring(data[1]) .. " is not known here")
+  local readable, data = pcall(munpack, blob)
+  if not readable or type(data) ~= "table" or data[1] ~= 1 then
+    bad("policies: bytes of a layout that is not known here")
+  end
+  local checked, good = pcall(valid, data)
+  if not (checked and good) then
+    bad("policies: bytes that are not a policy")
   end
   local zones = {}
   for i, zone in ipairs(data[3]) do
     zones[i] = { name = zone[1], list = zone[2], horizon = data[2], policy = fp }
   end
   local parsed = { fp = fp, groups = {}, limits = {}, names = {}, reach = {}, shapes = {}, shape_count = 0 }
+  parsed.layout = ""
   for _, plan in ipairs(data[4]) do
     parsed.groups[plan[1]] = true
     parsed.held = true
@@ -95,6 +166,7 @@ local function parse(fp, blob)
       L.offset, L.size = at, SIZES[L.kind]
       L.layout = FORMATS[L.kind]
       L.format = "<" .. L.layout
+      parsed.layout = parsed.layout .. LETTERS[L.kind]
       at = at + L.size
     end
     parsed.limits[i], parsed.names[L.name] = L, L

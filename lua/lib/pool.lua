@@ -95,7 +95,7 @@ end
 
 -- Ends the call if charging c would take the counters past what they hold.
 function pool.guard(L, c, b)
-  if S[b + 4] + S[b + 5] + S[b + 6] + c > MAX_COUNTER then
+  if S[b + 4] + S[b + 5] + S[b + 6] + max(0, -S[b + 7]) + c > MAX_COUNTER then
     error("METERD-OVERFLOW " .. L.name, 0)
   end
 end
@@ -134,8 +134,8 @@ function pool.figures(L, _, b, o)
   return (fin == 0 or fin == NEVER) and NONE or fin
 end
 
--- The first boundary (an instant) at which c fits, NONE if there is none within a century. `carried` grows from boundary to
--- boundary, by one limit each, so the first that suffices is found by division.
+-- The first boundary (an instant) at which c fits, NONE if there is none within a century. `carried`
+-- grows from boundary to boundary, by one limit each, so the first that suffices is found by division.
 function pool.retry_at(L, c, now, b)
   local fin = S[b + 2]
   if fin == NEVER then

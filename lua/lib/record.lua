@@ -215,6 +215,15 @@ function record.seen(rec)
   return (sunpack("<I6", rec, 15))
 end
 
+-- A move must not read a record by definitions that it is not laid out by. `from`: the policy that the
+-- record names, where it is at hand.
+local function check_layout(level, from)
+  local old, size = level.parsed, #level.rec + 1
+  if size < old.tail or size > old.tail and level.flags < VAR or from and from.layout ~= old.layout then
+    bad("extra: a move by definitions that the record is not laid out by")
+  end
+end
+
 -- Brings the records of a path in hand: `values` are the stored bytes (false: none), `now` what the
 -- clock says. A record behind the catalog needs a move, and so does every stored record where the
 -- caller moves records itself: `mover(level, policy, now)`, policy nil for an unseen subject that
@@ -253,6 +262,8 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
         level.to, level.parsed = policy.get(move[4], extra.p), policy.get(move[3], extra.p)
         if not level.to or not level.parsed then
           need = (need or "") .. (level.to and "" or move[4]) .. (level.parsed and "" or move[3])
+        else
+          check_layout(level, policy.get(level.fp, extra.p))
         end
       elseif mover then
         stale = (stale or "") .. char(i) .. level.fp .. spack("<I4", level.rev)

@@ -264,18 +264,18 @@ class TokenSpec(BucketSpec):
 
     def figures(self, state: TokenState, now: int) -> Figures:
         wait = self.ticks_until(state, 0)
-        full = self.ms(state.tick + wait) if wait else None
+        full = min(self.ms(state.tick + wait), 2**53) if wait else None
         return Figures(state.spent, self.left(state, now), 0, full)
 
     def retry_after(self, state: TokenState, amount: int, now: int) -> int | None:
         if amount > self.size:
             return None
         wait = self.ticks_until(state, self.size - amount)
-        return None if wait is None else self.ms(state.tick + wait) - now
+        return None if wait is None else min(self.ms(state.tick + wait), 2**53) - now
 
     def full_at(self, state: TokenState, now: int) -> int | None:
         wait = self.ticks_until(state, 0)
-        return None if wait is None else self.ms(state.tick + wait) if wait else now
+        return None if wait is None else min(self.ms(state.tick + wait), 2**53) if wait else now
 
     def convert(self, old: Any, state: Any, now: int) -> TokenState:
         if not isinstance(old, TokenSpec):

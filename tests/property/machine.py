@@ -216,7 +216,7 @@ class Machine:
             raise AssertionError(f"{what}:\n{difference(left, right)}\n{self.story()}")
 
     def story(self) -> str:
-        return "\n".join(line[:700] for line in [*self.log[:1], *self.log[-int(__import__("os").environ.get("TAIL","25")):]])
+        return "\n".join([*self.log[:1], *self.log[-40:]])
 
     # Steps ---------------------------------------------------------------------------------------
 
