@@ -68,9 +68,9 @@ class Raw:
             return error
 
 
-def snapshot(client: redis.Redis) -> dict[bytes, tuple[Any, Any]]:
+def snapshot(client: redis.Redis, match: str = "*") -> dict[bytes, tuple[Any, Any]]:
     """Key -> (DUMP, expiry) of everything in the database."""
-    keys = sorted(client.scan_iter(count=1000))
+    keys = sorted(client.scan_iter(match=match, count=1000))
     pipeline = client.pipeline(transaction=False)
     for key in keys:
         pipeline.dump(key)

@@ -314,16 +314,20 @@ def test_the_policy_that_the_bad_ones_are_made_from_is_good(w: World, how: str) 
 
 def test_a_move_by_definitions_that_the_record_is_not_laid_out_by(w: World, how: str) -> None:
     """Reading a record by another layout would make numbers of the wrong bytes."""
+
+    def layout(name: bytes) -> list[int]:
+        return [row[0] for row in msgpack.unpackb(w.policies[name], raw=True)[4] if row[0] < 5]
+
+    refused = 0
     for entry in ("consume", "report", "check"):
         keys, args = w.valid(entry)
         for level, key in enumerate(w.path.keys, 1):
-            size = len(w.client.get(key))
-            for name, blob in w.policies.items():
-                if name == w.laid_out[key]:
-                    continue
-                args[5] = w.move(level, old=name, to=name)
-                assert_refused(w, entry, keys, args, how)
-            assert len(w.client.get(key)) == size
+            for name in w.policies:
+                if layout(name) != layout(w.laid_out[key]):
+                    args[5] = w.move(level, old=name, to=name)
+                    assert_refused(w, entry, keys, args, how)
+                    refused += 1
+    assert refused >= 9
 
 
 def test_needs_are_said_and_nothing_is_written(w: World) -> None:
@@ -453,6 +457,7 @@ def test_any_amounts(w: World, entry: str, values: list[float]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", HOWS)
 def test_anything_for_longer(w: World, method: str) -> None:
     @given(call=calls())

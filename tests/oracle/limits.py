@@ -244,7 +244,7 @@ class PoolSpec:
         return state._replace(used=own, over=used - own)
 
     def overflows(self, state: PoolState) -> bool:
-        return state.used + state.over > MAX_COUNTER
+        return state.used + state.over + max(0, -state.carried) > MAX_COUNTER
 
     # -- another definition ----------------------------------------------------------------------
 

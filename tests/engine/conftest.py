@@ -1,0 +1,43 @@
+"""Meters in a prefix of their own on the session's server."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from meterd import Meter, Plan
+from tests.support.servers import Server
+
+Make = Callable[..., Meter]
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"e{secrets.token_hex(5)}"
+
+
+@pytest.fixture
+def client(server: Server) -> redis.Redis:
+    """For the test's own questions; replies are bytes."""
+    return server.client()
+
+
+@pytest.fixture
+def make(server: Server, prefix: str, client: redis.Redis) -> Iterator[Make]:
+    """`make(plans, clock=...)`: an open meter; `prefix=` moves it elsewhere. Gone after the test."""
+    made: list[Meter] = []
+
+    def build(plans: Sequence[Plan] | None = None, **settings: Any) -> Meter:
+        settings = {"prefix": prefix, "timeout": 10.0, **settings}
+        made.append(Meter(server.url, plans=plans, **settings))
+        return made[-1].open()
+
+    yield build
+    for meter in made:
+        meter.close()
+    for key in client.scan_iter(match=f"{prefix}*", count=1000):
+        client.delete(key)
