@@ -113,7 +113,12 @@ def prepare(copier: Copier, subjects: int, mark: str = "") -> list[Measured]:
     evalsha = not meter._session.functions
 
     def measured(
-        name: str, call: Callable[[], object], *, below: str = "", reads: bool = False, fresh: bytes = b""
+        name: str,
+        call: Callable[[], object],
+        *,
+        below: str = "",
+        reads: bool = False,
+        fresh: bytes = b"",
     ) -> Measured:
         stat = "evalsha" if evalsha else "fcall_ro" if reads else "fcall"
         packed = copier.capture(call)

@@ -177,9 +177,7 @@ class Administration:
             raise PolicyError(f"override of {name!r}: clear=True goes with nothing else")
         if not clear and not fields:
             listed = ", ".join(_OVERRIDABLE)
-            raise PolicyError(
-                f"override of {name!r}: give at least one of {listed}, or clear=True"
-            )
+            raise PolicyError(f"override of {name!r}: give at least one of {listed}, or clear=True")
         values = [_field(name, key, fields) for key in _OVERRIDABLE]
         ends = b"" if expires is None else b"%d" % instant_ms(expires, self._now_ms(), "expires")
         if ends and int(ends) <= self._now_ms():
@@ -336,9 +334,7 @@ class Administration:
     def _remove(self, keys: list[bytes]) -> Flow[int]:
         total = 0
         for at in range(0, len(keys), 200):
-            reply = yield from self.session.call(
-                "forget", keys[at : at + 200], [], harmless=True
-            )
+            reply = yield from self.session.call("forget", keys[at : at + 200], [], harmless=True)
             total += int(reply)
         return total
 

@@ -147,8 +147,9 @@ class Meter(_Base):
     `url`: redis:// rediss:// unix:// redis+cluster:// redis+sentinel://, else METERD_URL, else
     meterd.toml. `plans` fill an empty catalog or are compared with the stored one (`apply=True`
     puts them there). `timeout`: seconds that bound every call. `clock`: a test clock; a store
-    remembers which kind it runs on. `op_retention`: how long operation ids are kept. `observer(verb, subject,
-    outcome, seconds)` is called after every call. The constructor does no I/O.
+    remembers which kind it runs on. `op_retention`: how long operation ids are kept.
+    `observer(verb, subject, outcome, seconds)` is called after every call. The constructor does no
+    I/O.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Plans to policy bytes: what the Lua reads, with time zones written out as UTC transitions.
 
-A policy is what the plans of one subject add up to. Its bytes are named by the first 8 bytes of their
-SHA-1 and never change, so servers and clients may keep them for ever. The layout stands in
+A policy is what the plans of one subject add up to. Its bytes are named by the first 8 bytes of
+their SHA-1 and never change, so servers and clients may keep them for ever. The layout stands in
 `lua/lib/policy.lua`.
 """
 
@@ -172,7 +172,9 @@ def compile_policy(plans: Sequence[Plan], horizon: int = _FIRST_HORIZON) -> Poli
 def read_policy(blob: bytes) -> Policy:
     """A policy from its bytes."""
     data = msgpack.unpackb(blob, raw=True)
-    plans = tuple((group.decode(), plan.decode(), digest, own) for group, plan, digest, own in data[3])
+    plans = tuple(
+        (group.decode(), plan.decode(), digest, own) for group, plan, digest, own in data[3]
+    )
     years = {year_ms(y): y for y in range(_FIRST_HORIZON, _LAST_HORIZON, _HORIZON_STEP)}
     limits = tuple(row[1].decode() for row in data[4])
     name = hashlib.sha1(blob).digest()[:8]

@@ -1,7 +1,7 @@
 """Every error that meterd raises, split by whose fault it is.
 
-`PolicyError` is the caller's, `Refused` is an answer somebody asked to have raised, `Unavailable` and
-`OutcomeUnknown` are the network's or the server's, `ScriptError` is ours.
+`PolicyError` is the caller's, `Refused` is an answer somebody asked to have raised, `Unavailable`
+and `OutcomeUnknown` are the network's or the server's, `ScriptError` is ours.
 """
 
 from __future__ import annotations

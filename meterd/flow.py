@@ -1,8 +1,8 @@
 """Flows: what an operation does, without doing any of it.
 
-An operation is a generator. It yields steps (send this, wait that long) and is given back what came of
-them; `Meter` and `AsyncMeter` differ in the few lines that carry a step out. Everything that decides
-anything is in the generator, once.
+An operation is a generator. It yields steps (send this, wait that long) and is given back what came
+of them; `Meter` and `AsyncMeter` differ in the few lines that carry a step out. Everything that
+decides anything is in the generator, once.
 """
 
 from __future__ import annotations

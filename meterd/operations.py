@@ -1,7 +1,7 @@
 """Every operation as a flow: arguments checked, packed, sent, brought what they lack, decoded.
 
-A script that cannot decide writes nothing and says what it needs (a policy's bytes, a record's move to
-the current catalog, zones written out further); the call is then repeated with it.
+A script that cannot decide writes nothing and says what it needs (a policy's bytes, a record's move
+to the current catalog, zones written out further); the call is then repeated with it.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ class Operations:
         op_argument = b""
         if op_id is not None:
             keys = (*path.keys, self.keys.op(path, op_id))
-            request = wire.digest(verb, path.keys, sorted(zip(costs.names, costs.values, strict=True)))
+            request = wire.digest(
+                verb, path.keys, sorted(zip(costs.names, costs.values, strict=True))
+            )
             op_argument = wire.op_argument(request, self.op_retention_ms)
         patience = seconds(wait, "wait", allow_zero=True) if wait != 0 else 0.0
         waited_until = time.monotonic() + patience
@@ -287,7 +289,7 @@ class Joining:
     def __init__(
         self, store: Store, join: str | None, *, root: bool = True, planless: bool = False
     ) -> None:
-        """`root`: the first key is a root's. `planless`: what joins nothing gets a record all the same."""
+        """`root`: the first key is a root's. `planless`: what joins nothing gets a record."""
         if join is not None and not isinstance(join, str):
             raise refuse("join", join, "the id of a plan")
         self._store = store
@@ -319,9 +321,12 @@ class Joining:
         return self._store.compile(self._store.brought_up(plans, root=root, join=self._join))
 
     def degraded(self, costs: wire.Costs) -> Decision | None:
-        """The answer without a server, where every cost name reaches only buckets that allow one."""
+        """The answer without a server, where costs reach only buckets that allow one."""
         reached: dict[str, list[Any]] = {name: [] for name in costs.names}
-        plans: Sequence[Plan] = [*self._store.catalog.plans.values(), *(self._store.own_plans or ())]
+        plans: Sequence[Plan] = [
+            *self._store.catalog.plans.values(),
+            *(self._store.own_plans or ()),
+        ]
         for plan in plans:
             for limit in plan.includes:
                 names = getattr(limit, "charges", {limit.name: 1})
@@ -427,4 +432,14 @@ def new_op() -> str:
     return uuid.uuid4().hex
 
 
-__all__ = ["ABSENT", "Joining", "Moving", "Needs", "Operations", "Pinned", "decode", "degraded", "new_op"]
+__all__ = [
+    "ABSENT",
+    "Joining",
+    "Moving",
+    "Needs",
+    "Operations",
+    "Pinned",
+    "decode",
+    "degraded",
+    "new_op",
+]

@@ -36,11 +36,12 @@ def instant(ms: int) -> datetime:
 class LimitState:
     """One limit of one level, after the call (after a refusal or a check: now).
 
-    `kind`: "pool", "bucket" or "flag". `limit`, `remaining`: units, None for an unlimited pool and for
-    a flag. `used` counts everything, `overage` the part of it that no allowance covered. `applied`:
-    what this call charged, or gave back. `allowed`: this limit by itself fits. `resets_at_ms`: epoch
-    ms of a pool's next boundary, a fixed window's end (None while closed), the end of sliding's current
-    window, the instant a token bucket is full (None if it is). `retry_after`: seconds, exact to the ms.
+    `kind`: "pool", "bucket" or "flag". `limit`, `remaining`: units, None for an unlimited pool and
+    for a flag. `used` counts everything, `overage` the part of it that no allowance covered.
+    `applied`: what this call charged, or gave back. `allowed`: this limit by itself fits.
+    `resets_at_ms`: epoch ms of a pool's next boundary, a fixed window's end (None while closed),
+    the end of sliding's current window, the instant a token bucket is full (None if it is).
+    `retry_after`: seconds, exact to the ms.
     """
 
     subject: Subject
@@ -80,8 +81,9 @@ class Decision:
     """The answer of one call. True if allowed; unpacks as `allowed, balance`. Immutable.
 
     `balance`: how many more of the first cost name would fit (None: no bound, or a flag).
-    `retry_after`: seconds until the same call would fit, None if never or allowed. `op`: the operation
-    id. `replayed`: the stored answer of an earlier call. `degraded`: the server was not asked.
+    `retry_after`: seconds until the same call would fit, None if never or allowed. `op`: the
+    operation id. `replayed`: the stored answer of an earlier call. `degraded`: the server was not
+    asked.
     """
 
     __slots__ = ("_limits", "allowed", "balance", "code", "degraded", "op", "replayed")
@@ -160,7 +162,7 @@ class Decision:
         yield self.balance
 
     def __getitem__(self, name: str) -> LimitState:
-        """The limit of that name, of the level where it is tightest. `KeyError` if none was charged."""
+        """The limit of that name where it is tightest. `KeyError` if none was charged."""
         return tightest(self.limits, name)
 
     @property
@@ -183,7 +185,7 @@ class Decision:
         return longest or None
 
     def raise_if_refused(self) -> Self:
-        """Itself if allowed, else raises `UsageExceeded`, `RateLimited`, `NotIncluded` or `NoPlan`."""
+        """Itself if allowed, else raises the `Refused` of its code."""
         if self.allowed:
             return self
         names = ", ".join(sorted({state.name for state in self.refused}))

@@ -1,9 +1,9 @@
 """Finds `lua/`, puts an entry and the libraries it needs together, and maps errors back to files.
 
-Every entry `lua/<operation>.lua` names its libraries in an `@needs` line and its function flags in an
-`@flags` line. On servers with Redis Functions all entries load as one library whose name carries the
-digest of its text, so that versions of a rolling deploy live side by side; elsewhere each entry becomes
-one script holding only what it needs.
+Every entry `lua/<operation>.lua` names its libraries in an `@needs` line and its function flags in
+an `@flags` line. On servers with Redis Functions all entries load as one library whose name carries
+the digest of its text, so that versions of a rolling deploy live side by side; elsewhere each entry
+becomes one script holding only what it needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READ_ONLY = frozenset({"check", "usage"})
 
 
 def lua_root() -> Path:
-    """The folder that holds the Lua sources: the checkout's own if this is one, else the package's."""
+    """The folder of the Lua sources: the checkout's own if this is one, else the package's."""
     package = Path(__file__).resolve().parent
     checkout = package.parent / "lua"
     if (checkout / "lib" / "base.lua").is_file() and (package.parent / "pyproject.toml").is_file():

@@ -127,9 +127,7 @@ class Session:
                     raise _unknown(entry, op, error) from error
                 raise
 
-    def _pack(
-        self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], whole: bool
-    ) -> bytes:
+    def _pack(self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], whole: bool) -> bytes:
         if self.functions:
             verb = b"FCALL_RO" if entry in READ_ONLY else b"FCALL"
             return script_call((verb, self.scripts.function_name(entry).encode()), keys, args)
@@ -139,7 +137,7 @@ class Session:
         return script_call((b"EVALSHA", program.sha1.encode()), keys, args)
 
     def _repair(self, entry: str, key: bytes, message: str, deadline: float) -> Flow[bool]:
-        """Does what an error reply asks for, or raises what it means. True: send the whole script."""
+        """Does what an error reply asks for, or raises what it means. True: send the script."""
         upper = message.upper()
         if "NOSCRIPT" in upper:
             return True
@@ -190,8 +188,12 @@ class Session:
             return PolicyError(f"{entry}: {rest}")
         upper = message.upper()
         if upper.startswith("OOM") or "-OOM " in upper or " OOM COMMAND" in upper:
-            return Unavailable(f"{entry}: the server is out of memory; nothing was applied: {message}")
-        if upper.startswith(("NOPERM", "NOAUTH", "READONLY", "LOADING", "BUSY ", "MISCONF", "NOREPLICAS")):
+            return Unavailable(
+                f"{entry}: the server is out of memory; nothing was applied: {message}"
+            )
+        if upper.startswith(
+            ("NOPERM", "NOAUTH", "READONLY", "LOADING", "BUSY ", "MISCONF", "NOREPLICAS")
+        ):
             return Unavailable(f"{entry}: {message}")
         return ScriptError(self._explain(entry, message))
 

@@ -1,12 +1,13 @@
 """What one store holds beside its records: the catalog, the policies, the clock it runs on.
 
-The catalog is one value under a revision that grows with every apply; whoever wants to change it says
-what it was. Policies and plan definitions are content-addressed and never change, so a process keeps
-what it has seen. A running process looks at the catalog again every few seconds of use.
+The catalog is one value under a revision that grows with every apply; whoever wants to change it
+says what it was. Policies and plan definitions are content-addressed and never change, so a process
+keeps what it has seen. A running process looks at the catalog again every few seconds of use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,8 @@ class Catalog:
             raise ScriptError(f"the stored catalog has layout {data[0]}; a newer meterd wrote it")
         plans = [plan_from_bytes(definition) for definition in data[2]]
         history = tuple(
-            (revision, {name.decode(): digest for name, digest in held}) for revision, held in data[4]
+            (revision, {name.decode(): digest for name, digest in held})
+            for revision, held in data[4]
         )
         return cls(
             data[1],
@@ -190,16 +192,14 @@ class Store:
     def prepare(self) -> Flow[float]:
         """Before a call: opens the store the first time, looks at the catalog now and then.
 
-        Returns the call's deadline. Looking takes at most half of its time: in a cluster the catalog
-        may be out of reach while the subject is not.
+        Returns the call's deadline. Looking takes at most half of its time: in a cluster the
+        catalog may be out of reach while the subject is not.
         """
         now = time.monotonic()
         if self.ready and now - self._looked > REFRESH_SECONDS:
             self._looked = now  # the others go on meanwhile
-            try:
+            with contextlib.suppress(Unavailable):  # the call itself will say so
                 yield from self.refresh(self.session.timeout / 2)
-            except Unavailable:
-                pass  # the call itself will say so
         if not self.ready:
             yield from self.open()
             now = time.monotonic()
@@ -226,10 +226,11 @@ class Store:
             if isinstance(reply, ResponseError):
                 raise Unavailable(f"the store could not be opened: {reply}")
         if clock != self._clock:
+            kept = bytes(clock or b"?").decode()
             raise PolicyError(
-                f"the store under prefix {keys.prefix!r} runs on the "
-                f"{bytes(clock or b'?').decode()} clock, this meter on the {self._clock.decode()} one; "
-                "use another prefix (a test clock and the server's must never meet in one store)"
+                f"the store under prefix {keys.prefix!r} runs on the {kept} clock, this meter on "
+                f"the {self._clock.decode()} one; use another prefix (a test clock and the "
+                "server's must never meet in one store)"
             )
         self._adopt(raw)
 

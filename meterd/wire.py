@@ -1,7 +1,7 @@
 """The wire: what goes to the scripts in `lua/` and what comes back. No I/O.
 
-Each entry's header in `lua/` says the same by position; a test holds the two together. Numbers travel
-as little-endian doubles, exact to 2**53; -2**53 is "none".
+Each entry's header in `lua/` says the same by position; a test holds the two together. Numbers
+travel as little-endian doubles, exact to 2**53; -2**53 is "none".
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def encode_costs(costs: str | Mapping[str, int], amount: int = 1) -> Costs:
 def check_op(op: object) -> str:
     """Any text up to 128 bytes of UTF-8."""
     if not isinstance(op, str) or not op:
-        raise PolicyError(f"op: {shown(op)} is not an operation id; allowed: text, or True for a new one")
+        raise PolicyError(
+            f"op: {shown(op)} is not an operation id; allowed: text, or True for a new one"
+        )
     try:
         size = len(op.encode())
     except UnicodeEncodeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 
-
 def remove_prefix(url: str, prefix: str) -> int:
     """Deletes every key of a prefix (SCAN and DEL). Returns how many there were."""
     from meterd.transport import Request, open_transport, pack

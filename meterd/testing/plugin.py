@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from meterd.policy import Plan
     from meterd.testing.clock import ManualClock
 
-# Nothing of meterd is imported before a fixture is used: the plugin costs other test suites nothing.
+# Nothing of meterd is imported before a fixture is used: the plugin costs other test suites
+# nothing.
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +79,7 @@ def meter(
 def async_meter(
     meterd_url: str, meterd_prefix: str, meterd_plans: Sequence[Plan], meter_clock: ManualClock
 ) -> Iterator[AsyncMeter]:
-    """An `AsyncMeter` on the same store as `meter`; works with any asyncio plugin or `asyncio.run`."""
+    """An `AsyncMeter` on the same store as `meter`, for any asyncio plugin or `asyncio.run`."""
     from meterd.aio import AsyncMeter
 
     made = AsyncMeter(

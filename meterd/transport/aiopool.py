@@ -78,9 +78,9 @@ class AsyncLink:
         """Close without waiting for anything; the loop must not be running."""
         connection = self._connection
         transport = getattr(getattr(connection, "_writer", None), "transport", None)
-        connection._reader = connection._writer = None
         if transport is not None:
-            transport.abort()
+            transport.abort()  # first, or the writer complains when it is let go
+        connection._reader = connection._writer = None
 
 
 Greeting = Callable[[AsyncLink, str], Awaitable[None]]

@@ -17,7 +17,7 @@ SUBJECT = "customer-0001"
 
 
 def plan(*algorithms: Any) -> Plan:
-    pool = Pool("credits", 10**6, "month", anchor="calendar", tz="Europe/Berlin", rollover=10)
+    pool = Pool("credits", 10**6, "month", anchor="calendar", tz="Europe/Berlin", overage=None)
     buckets = [
         Bucket(f"bucket{i}", 1000, "1h", algorithm=algorithm, rates={"credits": 1})
         for i, algorithm in enumerate(algorithms)

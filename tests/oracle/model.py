@@ -316,7 +316,7 @@ class Oracle:
     def _commit(
         self, views: list[View], hits: list[Hit], after: list[Any], now: int, *, root: bool = True
     ) -> None:
-        """Write every level that a charge changed, and (`root`) every one that is new or brought up."""
+        """Write what a charge changed, and (`root`) every level that is new or brought up."""
         touched = {view.path for view in views if root and view.changed}
         touched |= {h.view.path for h, new in zip(hits, after, strict=True) if new != h.state}
         for hit, state in zip(hits, after, strict=True):

@@ -1,0 +1,405 @@
+"""A meter's life: made without I/O, opened, closed, forked; where its server comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import warnings
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from meterd import AsyncMeter, Bucket, Meter, PolicyError, Unavailable
+from meterd.client import default_url
+from meterd.testing import ManualClock
+from tests.client.meter_tools import PLANS, AnyMeter, Make, build, fresh_prefix, requests_of
+from tests.support.servers import Server
+
+# --- The two are one
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {
+        name: inspect.getattr_static(kind, name) for name in dir(kind) if not name.startswith("_")
+    }
+
+
+def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def test_both_meters_have_the_same_verbs_and_signatures() -> None:
+    ours, theirs = public(Meter), public(AsyncMeter)
+    assert set(theirs) - set(ours) == {"aclose", "abandon"}
+    assert set(ours) - set(theirs) == set()
+    assert len(ours) > 18
+    assert parameters(Meter) == parameters(AsyncMeter)
+    for name, found in ours.items():
+        assert isinstance(found, property) == isinstance(theirs[name], property), name
+        if not isinstance(found, property):
+            mine, other = getattr(Meter, name), getattr(AsyncMeter, name)
+            assert parameters(mine) == parameters(other), name
+            assert mine.__doc__, name
+            assert other.__doc__, name
+
+
+def test_both_limiters_have_the_same_verbs_and_signatures(server: Server) -> None:
+    limits = (Bucket("ip", 1, "1m"),)
+    one: Any = Meter(server.url).limiter("x", *limits)
+    two: Any = AsyncMeter(server.url).limiter("x", *limits)
+    assert public(type(one)).keys() == public(type(two)).keys()
+    for name in public(type(one)):
+        assert parameters(getattr(one, name)) == parameters(getattr(two, name)), name
+
+
+PROMISED = {
+    "check": "(subject, costs, amount=1, *, join=None)",
+    "consume": "(subject, costs, amount=1, *, op=None, join=None, wait=0)",
+    "report": "(subject, costs, amount=1, *, op=None, join=None)",
+    "refund": "(subject, costs=None, amount=1, *, of=None, op=None)",
+    "usage": "(subject, *, join=None)",
+    "apply": "(plans=None, *, dry_run=False, remove=())",
+    "subscribe": (
+        "(subject, plan=None, *, limits=(), change='keep', when='now', anchor=None, op=None)"
+    ),
+    "unsubscribe": "(subject, plan, *, when='now')",
+    "override": "(subject, name, /, *, expires=None, clear=False, **fields)",
+    "adjust": "(subject, name, *, used)",
+    "set_meta": "(subject, mapping)",
+    "forget": "(subject)",
+    "subjects": "(root=None)",
+    "limiter": "(name, *limits)",
+}
+
+
+@pytest.mark.parametrize(("name", "promised"), PROMISED.items())
+def test_signatures_are_the_promised_ones(name: str, promised: str) -> None:
+    bare = inspect.signature(getattr(Meter, name))
+    shown = bare.replace(
+        parameters=[p.replace(annotation=p.empty) for p in list(bare.parameters.values())[1:]],
+        return_annotation=bare.empty,
+    )
+    assert str(shown) == promised
+
+
+def test_the_constructor_takes_what_was_promised() -> None:
+    given = {p.name: p.default for p in inspect.signature(Meter).parameters.values()}
+    del given["internal"]
+    assert given == {
+        "url": None,
+        "plans": None,
+        "apply": False,
+        "prefix": "meterd",
+        "timeout": 1.0,
+        "max_connections": 50,
+        "clock": None,
+        "op_retention": "24h",
+        "accept_eviction": False,
+        "observer": None,
+        "client": None,
+    }
+
+
+# --- Opening and closing
+
+
+def test_making_one_does_no_io(make: Make) -> None:
+    meter = make(url="redis://192.0.2.1:1/0")
+    assert meter.url == "redis://192.0.2.1:1/0"
+    assert meter.revision == 0
+    meter.limiter("login", Bucket("ip", 5, "1m"))
+    meter.close()
+    with pytest.raises(PolicyError, match="closed"):
+        meter.consume("ana", "tokens")
+
+
+def test_open_says_what_is_wrong(make: Make) -> None:
+    with pytest.raises(Unavailable, match="cannot reach redis://127.0.0.1:1/0"):
+        make(url="redis://127.0.0.1:1/0").open()
+    with (
+        pytest.raises(Unavailable, match="cannot reach"),
+        make(url="redis://127.0.0.1:1/0", timeout=0.2),
+    ):
+        pytest.fail("entered")
+    with pytest.raises(Unavailable):
+        make(url="redis://127.0.0.1:1/0", timeout="200ms").consume("ana", "tokens")
+
+
+def test_the_first_call_connects(make: Make) -> None:
+    meter = make()
+    assert meter.consume("ana", "tokens")
+    assert meter.revision == 1
+
+
+def test_with_opens_and_closes(make: Make) -> None:
+    meter = make()
+    with meter as entered:
+        assert entered is meter
+        assert meter.revision == 1
+        sent = requests_of(meter)
+        assert meter.consume("ana", "tokens")
+        # Nothing but the charge and, the first time, the policy it names.
+        assert len(sent) <= 3
+    with pytest.raises(PolicyError, match="closed"):
+        meter.consume("ana", "tokens")
+
+
+def test_open_returns_the_meter_and_may_be_repeated(make: Make) -> None:
+    meter = make()
+    assert meter.raw is meter.open()
+    assert meter.raw is meter.open()
+    assert meter.consume("ana", "tokens")
+
+
+def test_no_secret_is_shown(make: Make, server: Server) -> None:
+    meter = make(url="redis://ana:s3cret@127.0.0.1:1/0?protocol=3", prefix="pre")
+    assert "s3cret" not in repr(meter.raw) + meter.url
+    assert "ana@127.0.0.1" in meter.url
+    assert "prefix='pre'" in repr(meter.raw)
+    with pytest.raises(Unavailable) as caught:
+        meter.open()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_embedded(make: Make) -> None:
+    def sync_life() -> int:
+        with Meter.embedded(plans=PLANS, timeout=5, op_retention="1h") as meter:
+            assert meter.consume("ana", "tokens", 3)
+            assert meter.usage("ana")["credits"].used == 3
+            pid: int = meter._server.pid
+            with Meter(meter.url) as other:
+                assert other.consume("ana", "tokens").balance == 96
+        with pytest.raises(PolicyError, match="closed"):
+            meter.consume("ana", "tokens")
+        return pid
+
+    async def async_life() -> int:
+        async with AsyncMeter.embedded(plans=PLANS, timeout=5) as meter:
+            assert await meter.consume("ana", "tokens", 3)
+            pid: int = meter._server.pid
+        return pid
+
+    for pid in (sync_life(), asyncio.run(async_life())):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_embedded_meter_that_cannot_open_leaves_no_server(monkeypatch: Any) -> None:
+    import meterd.embedded as embedded
+
+    started: list[embedded.EmbeddedServer] = []
+    really = embedded.EmbeddedServer.start.__func__  # type: ignore[attr-defined]
+
+    def start(cls: Any) -> Any:
+        started.append(really(cls))
+        return started[-1]
+
+    monkeypatch.setattr(embedded.EmbeddedServer, "start", classmethod(start))
+    for kind in (Meter, AsyncMeter):
+        with pytest.raises(PolicyError, match="plans"):
+            kind.embedded(plans=5)  # type: ignore[attr-defined]
+    assert [server.pid for server in started] == [0, 0]
+
+
+# --- Threads, forks, loops
+
+
+def test_threads_share_one_meter(server: Server) -> None:
+    with (
+        Meter(server.url, plans=PLANS, prefix=fresh_prefix(), max_connections=4, timeout=20) as m,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        decisions = list(pool.map(lambda _: m.consume("ana", "tokens"), range(150)))
+        assert sum(map(bool, decisions)) == 100
+        assert sorted(d.balance or 0 for d in decisions if d) == list(range(100))
+        assert m.usage("ana")["credits"].used == 100
+        m.forget("ana")
+
+
+def test_tasks_share_one_meter(server: Server) -> None:
+    async def main() -> None:
+        prefix = fresh_prefix()
+        async with AsyncMeter(server.url, plans=PLANS, prefix=prefix, timeout=20) as meter:
+            calls = [meter.consume("ana", "tokens") for _ in range(150)]
+            decisions = await asyncio.gather(*calls)
+            assert sum(map(bool, decisions)) == 100
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(meter.refund("ana", "tokens")) for _ in range(20)]
+            assert all(task.result()["credits"].applied == 1 for task in tasks)
+            assert await asyncio.wait_for(meter.consume("ana", "tokens", 20), 20)
+            await meter.forget("ana")
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_meter_made_before_a_fork_works_in_the_child(server: Server) -> None:
+    with Meter(server.url, plans=PLANS, prefix=fresh_prefix(), timeout=10) as meter:
+        assert meter.consume("ana", "tokens")
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                status = 0 if all(meter.consume("ana", "tokens") for _ in range(20)) else 2
+            finally:
+                os._exit(status)
+        assert all(meter.consume("ana", "tokens") for _ in range(20))
+        assert os.waitpid(child, 0)[1] == 0
+        assert meter.usage("ana")["credits"].used == 41
+        meter.forget("ana")
+
+
+@pytest.mark.parametrize("ending", ["close", "abandon while it lives", "abandon", "nothing"])
+def test_connections_end_with_their_loop(server: Server, ending: str) -> None:
+    """However the loop and the meter end: no warning, and no connection left at the server."""
+    name = f"end{os.getpid()}-{ending.replace(' ', '-')}"
+
+    async def work(meter: AsyncMeter) -> None:
+        decisions = await asyncio.gather(*(meter.consume("ana", "tokens") for _ in range(8)))
+        assert all(decisions)
+        if ending == "close":
+            await meter.close()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        client = redis.asyncio.Redis.from_url(server.url, client_name=name)
+        meter = AsyncMeter(client=client, plans=PLANS, prefix=fresh_prefix(), timeout=10)
+        with asyncio.Runner() as runner:
+            runner.run(work(meter))
+            if ending == "abandon while it lives":
+                assert connections(server, name)
+                meter.abandon()
+                runner.run(asyncio.sleep(0))
+                gone(server, name)
+        if ending == "abandon":
+            meter.abandon()
+        gone(server, name)
+        del meter, client
+        gc.collect()
+
+
+def connections(server: Server, name: str) -> int:
+    return str(server.ask("CLIENT", "LIST")).count(f"name={name} ")
+
+
+def gone(server: Server, name: str) -> None:
+    from tests.support.servers import wait_until
+
+    wait_until("closed connections", lambda: connections(server, name) == 0)
+
+
+def test_an_abandoned_meter_is_closed(server: Server) -> None:
+    meter = AsyncMeter(server.url, plans=PLANS, prefix=fresh_prefix())
+    meter.abandon()
+    meter.abandon()
+    with pytest.raises(PolicyError, match="closed"):
+        asyncio.run(_await(meter.consume("ana", "tokens")))
+    asyncio.run(_await(meter.close()))
+
+
+def test_a_meter_serves_one_loop_after_the_other(server: Server) -> None:
+    meter = AsyncMeter(server.url, plans=PLANS, prefix=fresh_prefix(), timeout=10)
+    for _ in range(3):
+        assert asyncio.run(_await(meter.consume("ana", "tokens")))
+    assert asyncio.run(_await(meter.usage("ana")))["credits"].used == 3
+    asyncio.run(_await(meter.forget("ana")))
+
+
+async def _await(made: Awaitable[Any]) -> Any:
+    return await made
+
+
+# --- Where the server is
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("METERD_URL", "METERD_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    return tmp_path
+
+
+def test_default_url(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PolicyError, match="no server given: pass a URL"):
+        default_url()
+    with pytest.raises(PolicyError, match="no server given"):
+        Meter()
+    (home / "pyproject.toml").write_text('[project]\nname = "x"\n')
+    with pytest.raises(PolicyError, match="no server given"):
+        default_url()
+    (home / "pyproject.toml").write_text('[tool.meterd]\nurl = "redis://far-above"\n')
+    assert default_url() == "redis://far-above"
+    (home / "a" / "meterd.toml").write_text('url = "redis://above"\n')
+    assert default_url() == "redis://above"
+    (home / "a" / "b" / "meterd.toml").write_text('prefix = "no url here"\n')
+    with pytest.raises(PolicyError, match="no server given"):
+        default_url()
+    named = home / "named.toml"
+    named.write_text('url = "redis://named"\n')
+    monkeypatch.setenv("METERD_CONFIG", str(named))
+    assert default_url() == "redis://named"
+    monkeypatch.setenv("METERD_URL", "redis://environment:1")
+    assert default_url() == "redis://environment:1"
+    assert Meter().url == "redis://environment:1/0"
+    assert AsyncMeter().url == "redis://environment:1/0"
+    assert Meter("redis://given:2").url == "redis://given:2/0"
+    named.unlink()
+    monkeypatch.delenv("METERD_URL")
+    with pytest.raises(PolicyError, match=r"named\.toml"):
+        default_url()
+
+
+# --- Somebody else's client
+
+
+def test_a_client_of_ones_own(make: Make, server: Server) -> None:
+    runner = make().runner
+    client: Any = redis.Redis if runner is None else redis.asyncio.Redis
+    options: dict[str, Any] = {"unix_socket_path": server.socket, "retry": Retry(NoBackoff(), 0)}
+    meter = make(client=client(**options))
+    assert meter.consume("ana", "tokens", 7).balance == 93
+    assert make().usage("ana")["credits"].used == 7
+    with pytest.raises(PolicyError, match="retries on its own"):
+        make(client=client(unix_socket_path=server.socket))
+    other: Any = redis.asyncio.Redis if runner is None else redis.Redis
+    with pytest.raises(PolicyError, match="client= must be a"):
+        make(client=other(**options))
+
+
+def test_two_clocks_never_meet_in_one_store(make: Make, server: Server) -> None:
+    meter = make()
+    meter.open()
+    with pytest.raises(PolicyError, match="runs on the manual clock, this meter on the server one"):
+        make(clock=None).open()
+    prefix = fresh_prefix()
+    runner = meter.runner
+    with build(runner, server.url, plans=PLANS, prefix=prefix, timeout=5) as real:
+        assert real.consume("ana", "tokens")
+        with pytest.raises(PolicyError, match="runs on the server clock, this meter on the manual"):
+            make(prefix=prefix).consume("ana", "tokens")
+        with pytest.raises(PolicyError, match="runs on the server clock"):
+            make(prefix=prefix).apply()
+        assert real.revision == 1
+        real.forget("ana")
+
+
+def test_any_object_with_now_ms_is_a_clock(make: Make) -> None:
+    class Clock:
+        def now_ms(self) -> int:
+            return 1_000_000
+
+    state = make(clock=Clock()).consume("ana", "api")["api"]
+    assert state.resets_at_ms == 1_060_000
+    assert isinstance(make(clock=ManualClock(1_000_000)), AnyMeter)
