@@ -104,6 +104,7 @@ class Administration:
             role,
             deadline=deadline,
             op=op_id,
+            harmless=change == "keep",  # a second "reset" would close a second period
         )
 
     def _wanted(self, plan: str | None, limits: Sequence[Limit]) -> Plan:

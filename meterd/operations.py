@@ -19,7 +19,6 @@ from meterd.errors import (
     NoPlan,
     NotIncluded,
     OpConflict,
-    OutcomeUnknown,
     PolicyError,
     ScriptError,
     Unavailable,
@@ -135,11 +134,11 @@ class Operations:
                 deadline = yield from self.store.prepare()
                 middle = (costs.joined, costs.amounts, op_argument)
                 reply = yield from self._ask(verb, path, keys, role, middle, op_id, deadline)
-            except (Unavailable, OutcomeUnknown) as error:
-                fallback = isinstance(error, Unavailable) and role.degraded(costs)
-                if fallback:
-                    return fallback
-                raise
+            except Unavailable:
+                fallback = role.degraded(costs) if verb in ("consume", "check") else None
+                if fallback is None:
+                    raise
+                return fallback
             decision = decode(reply, path, op_id)
             if decision.code is Code.NO_PLAN:
                 role.complain()

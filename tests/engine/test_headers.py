@@ -1,0 +1,207 @@
+"""The contract that opens every entry says what the client sends and what the script does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from meterd import Meter, wire
+from meterd.scripts import ENTRIES, LIBRARIES, READ_ONLY, Scripts, lua_root
+from meterd.testing import ManualClock
+from tests.engine import workload
+from tests.engine.headers import header
+from tests.engine.raw import VALID, pairs
+from tests.support import servers
+
+MARKS = {"record": rb"\}:[sl]:", "operation id": rb"\}:o:", "meta": rb"\}:m:", "catalog": rb"\}:catalog"}
+STATUS = {
+    wire.DECIDED: "decided",
+    wire.REPLAYED: "replayed",
+    wire.NEED: "need",
+    wire.STALE: "stale",
+    wire.CONFLICT: "conflict",
+    wire.DONE: "done",
+    wire.UNKNOWN: "unknown",
+}
+
+
+@pytest.fixture(scope="module", params=["functions", "scripts"])
+def sent(request: pytest.FixtureRequest) -> Iterator[workload.Recorder]:
+    """What a client sends in the course of everything."""
+    recorder = workload.Recorder()
+    with (
+        servers.start() as server,
+        Meter(
+            server.url,
+            plans=workload.plans(),
+            clock=ManualClock(),
+            functions=request.param == "functions",
+            timeout=10,
+        ) as meter,
+    ):
+        workload.everything(recorder.watch(meter))
+    yield recorder
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_client_sends_what_the_header_says(sent: workload.Recorder, entry: str) -> None:
+    said = header(entry)
+    calls = sent.of(entry)
+    assert calls, f"nothing called {entry}"
+    for call in calls:
+        assert said.least_keys <= len(call.keys) <= said.most_keys
+        if said.repeated:
+            assert 0 < len(call.args) <= said.most_arguments
+            assert len(call.args) % len(said.arguments) == 0
+        else:
+            assert len(call.args) == said.most_arguments == len(said.arguments)
+        for name, argument in zip(pairs(said.arguments, len(call.args)), call.args, strict=True):
+            assert VALID[name](argument), f"{entry}: {name}={argument!r}"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_keys_are_of_the_kinds_and_in_the_order_that_the_header_says(
+    sent: workload.Recorder, entry: str
+) -> None:
+    said = header(entry)
+    seen = set()
+    for call in sent.of(entry):
+        kinds = [kind for key in call.keys for kind, mark in MARKS.items() if re.search(mark, key)]
+        assert len(kinds) == len(call.keys)
+        seen |= set(kinds)
+        if entry == "forget":
+            continue
+        with_id = "op" in said.arguments and call.args[said.arguments.index("op")] != b""
+        assert (kinds.count("operation id") == 1) == with_id
+        if entry == "subscribe":
+            assert kinds == ["record", *(["operation id"] * with_id), *["record"] * (len(kinds) - 1 - with_id)]
+        elif with_id:
+            assert kinds[-1] == "operation id"
+        if kinds[0] == "record":
+            lengths = [len(k) for k, kind in zip(call.keys, kinds, strict=True) if kind == "record"]
+            upwards = entry in ("subscribe", "unsubscribe", "override", "adjust")
+            assert lengths == sorted(lengths, reverse=upwards)
+    assert seen == set(said.kinds)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_answers_are_of_the_statuses_that_the_header_says(
+    sent: workload.Recorder, entry: str
+) -> None:
+    said = header(entry)
+    replies = [call.reply for call in sent.of(entry) if call.reply is not None]
+    if not said.statuses:
+        assert all(isinstance(reply, int) for reply in replies)
+        return
+    assert {reply[0] for reply in replies} <= said.statuses
+    if entry in ("consume", "report", "refund"):
+        assert {wire.DECIDED, wire.REPLAYED} <= {reply[0] for reply in replies}
+
+
+def test_every_status_is_seen(sent: workload.Recorder) -> None:
+    """Else the test above looks at too little."""
+    seen = {call.reply[0] for call in sent.calls if isinstance(call.reply, bytes)}
+    assert seen == set(STATUS)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_statuses_have_the_words_that_go_with_them(entry: str) -> None:
+    for number, word in re.findall(r"(?:^|[ ,])([0-6]) ([a-z]+)", header(entry).returns.split("(")[0]):
+        if entry not in ("apply",) and word not in ("and",):
+            assert word == STATUS[int(number)] or (int(number), word) in ((6, "the"), (6, "there"))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_only_reads_is_marked_in_all_places(entry: str) -> None:
+    said = header(entry)
+    reads = entry in READ_ONLY
+    assert ("no-writes" in said.flags) == reads
+    assert (said.writes == "nothing") == reads
+    assert set(said.flags) <= {"no-writes", "allow-oom"}
+
+
+def test_only_what_gives_room_may_run_on_a_full_server() -> None:
+    assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {"refund", "forget"}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_code_asks_for_as_many_arguments_as_the_header_says(entry: str) -> None:
+    text = (lua_root() / f"{entry}.lua").read_text(encoding="utf-8")
+    said = header(entry)
+    code = text[text.index("local function") :]
+    count = re.search(r"#args ~= (\d+)", code)
+    if said.repeated:
+        assert f"#args > {said.most_arguments}" in code
+        assert f"#args % {len(said.arguments)}" in code
+    else:
+        assert count
+        assert int(count[1]) == said.most_arguments
+    # Every argument is looked at: by number, or by handing all of them on.
+    if "charge.read(keys, args)" not in code and not said.repeated:
+        for position in range(1, said.most_arguments + 1):
+            assert f"args[{position}]" in code, f"{entry}: nobody reads argument {position}"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_needs_are_libraries_in_their_order_and_none_is_missing_or_idle(entry: str) -> None:
+    needs = header(entry).needs
+    assert list(needs) == [name for name in LIBRARIES if name in needs]
+    # What every other library defines as a table of functions or a local, by name.
+    defined: dict[str, set[str]] = {}
+    for library in LIBRARIES:
+        text = (lua_root() / "lib" / f"{library}.lua").read_text(encoding="utf-8")
+        names = re.findall(r"^local (?:function )?([\w, ]+?)(?: =|\(|$)", text, re.MULTILINE)
+        defined[library] = {name for group in names for name in group.split(", ")}
+    files = [f"lib/{name}.lua" for name in needs] + [f"{entry}.lua"]
+    used: set[str] = set()
+    for file in files:
+        code = re.sub(r"--.*|\"[^\"]*\"", "", (lua_root() / file).read_text(encoding="utf-8"))
+        used |= set(re.findall(r"(?<![.:\w])[A-Za-z_]\w*", code))
+    ours = set().union(*(defined[name] for name in needs))
+    for library in LIBRARIES:
+        if library not in needs:
+            assert not (defined[library] - ours) & used, f"{entry} uses {library}, which it does not need"
+
+
+def test_every_file_is_an_entry_or_a_library_and_every_one_of_these_is_a_file() -> None:
+    root = lua_root()
+    assert {path.stem for path in root.glob("*.lua")} == set(ENTRIES)
+    assert {path.stem for path in (root / "lib").glob("*.lua")} == set(LIBRARIES)
+    for library in LIBRARIES:
+        text = (root / "lib" / f"{library}.lua").read_text(encoding="utf-8")
+        assert re.match(r"-- [A-Z].*[.,:;]?", text), f"{library}: opens without saying what it is"
+
+
+def test_functions_are_registered_with_the_flags_of_the_header() -> None:
+    text = Scripts().library.text
+    for entry in ENTRIES:
+        found = re.search(rf"function_name = 'meterd_\w+_{entry}', flags = \{{(.*?)\}}", text)
+        assert found
+        assert tuple(re.findall(r"'([a-z-]+)'", found[1])) == header(entry).flags
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("--- consume: charge.\n-- KEYS  1 record\n", "missing"),
+        ("--- other: charge.\n", "first line"),
+        ("--- consume: no full stop\n", "first line"),
+        ("--- consume: x.\n-- ARGV  none\n-- KEYS  1 record\n", "order"),
+        ("--- consume: x.\n-- KEYS  1 thing\n-- ARGV  none\n-- RETURNS x\n-- WRITES x\n-- @needs base\n", "unreadable"),
+        ("--- consume: x.\n-- KEYS  1 record\n-- ARGV  2 now  x\n-- RETURNS x\n-- WRITES x\n-- @needs base\n", "arguments"),
+    ],
+)  # fmt: skip
+def test_the_reader_of_headers_is_strict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, broken: str, why: str
+) -> None:
+    folder = tmp_path_factory.mktemp("lua")
+    (folder / "consume.lua").write_text(broken)
+    monkeypatch.setattr("tests.engine.headers.lua_root", lambda: folder)
+    header.cache_clear()
+    try:
+        with pytest.raises(AssertionError, match=why):
+            header("consume")
+    finally:
+        header.cache_clear()
