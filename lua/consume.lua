@@ -15,7 +15,7 @@
 --       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
 --       4 conflict     the operation id belongs to another request
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base calendar pool bucket policy record op charge
+-- @needs base calendar pool bucket policy request record op charge
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")
@@ -25,12 +25,18 @@ local function consume(keys, args)
   if not count then
     return now
   end
+  local answer = charge.plainly(count, args[3], amount_count, now)
+  if answer then
+    charge.commit(count, now, args, op_key, answer)
+    return answer
+  end
   local total, code = charge.decide(count, args[3], amount_count, now)
   if code ~= OK then
     return charge.answer(count, now, code, false)
   end
   charge.apply(total, now, false)
-  local answer = charge.answer(count, now, OK, true)
+  answer = charge.answer(count, now, OK, true)
+  charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
   return answer
 end

@@ -4,7 +4,7 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base calendar pool bucket policy record op charge
+-- @needs base calendar pool bucket policy request record op charge
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")
@@ -14,12 +14,18 @@ local function report(keys, args)
   if not count then
     return now
   end
+  local answer = charge.plainly(count, args[3], amount_count, now)
+  if answer then
+    charge.commit(count, now, args, op_key, answer)
+    return answer
+  end
   local total, code = charge.decide(count, args[3], amount_count, now)
   if total == 0 then
     return charge.answer(count, now, code, false)
   end
   charge.apply(total, now, true)
-  local answer = charge.answer(count, now, OK, true)
+  answer = charge.answer(count, now, OK, true)
+  charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
   return answer
 end

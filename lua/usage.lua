@@ -4,7 +4,7 @@
 -- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
 --       level, policy (8 bytes), stored (0/1), length (2 bytes) and bytes of the overrides as msgpack
 -- WRITES nothing
--- @needs base calendar pool bucket policy record op charge
+-- @needs base calendar pool bucket policy request record op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then
@@ -16,13 +16,13 @@ local function usage(keys, args)
     return now
   end
   local _, code = charge.decide(count, "*", 1, now)
-  local parts = { charge.answer(count, now, code, code == OK) }
+  local pieces = { charge.answer(count, now, code, code == OK) }
   for i = 1, count do
     local level = levels[i]
     if level.parsed then
       local var = level.var and mpack(level.var) or ""
-      parts[#parts + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #var) .. var
+      pieces[#pieces + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #var) .. var
     end
   end
-  return concat(parts)
+  return concat(pieces)
 end

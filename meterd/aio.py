@@ -57,12 +57,15 @@ class Pending(Coroutine[Any, Any, T]):
     def __iter__(self) -> NoReturn:
         self._forgotten()
 
+    def __contains__(self, name: object) -> NoReturn:
+        self._forgotten()
+
     def __getitem__(self, name: object) -> NoReturn:
         self._forgotten()
 
     def __getattr__(self, name: str) -> NoReturn:
         # asyncio and debuggers look for what coroutines may have; an answer has nothing like it.
-        if name.startswith(("_", "cr_", "gi_")):
+        if name.startswith(("_", "ag_", "cr_", "gi_")):
             raise AttributeError(name)
         self._forgotten()
 

@@ -120,11 +120,13 @@ class Path(NamedTuple):
     keys: tuple[bytes, ...]
     root: bytes  # the root, encoded
     tag: bytes
-    verbatim: bool = False  # a limiter's text, which is one segment whatever it contains
+    limiter: bool = False  # one record for all segments; a text is one, whatever it contains
 
     def shown(self, level: int) -> Subject:
         """The subject of level 1..n, as people write it."""
-        return self.segments[0] if self.verbatim else display(self.segments[:level])
+        if self.limiter:
+            return self.segments if len(self.segments) > 1 else self.segments[0]
+        return display(self.segments[:level])
 
 
 class Keyspace:
@@ -161,7 +163,7 @@ class Keyspace:
         encoded = b"/".join([name.encode(), *(encode_segment(part) for part in segments)])
         tag = tag_of(encoded)
         key = b"%b:{%b}:l:%b" % (self._raw, tag, encoded)
-        return Path(segments, (key,), encoded, tag, len(segments) == 1)
+        return Path(segments, (key,), encoded, tag, True)
 
     def op(self, path: Path, op: str) -> bytes:
         """Where an operation id of the path's root is kept."""

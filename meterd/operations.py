@@ -27,6 +27,7 @@ from meterd.flow import Flow, Sleep
 from meterd.keys import Keyspace, Path, Subject
 from meterd.policy import Bucket, Plan
 from meterd.result import Code, Decision
+from meterd.scripts import READ_ONLY
 from meterd.session import HorizonNeeded, Session
 from meterd.store import Store
 from meterd.timespec import Seconds, refuse, seconds
@@ -192,9 +193,12 @@ class Operations:
         for _ in range(_ROUNDS):
             first = role.first()
             if first is not None:
-                yield from self.store.keep(first)
+                if entry not in READ_ONLY:
+                    yield from self.store.keep(first)
                 if not self.session.functions:
                     needs.policies[first.name] = first.blob
+            if needs.moves and entry not in READ_ONLY:
+                yield from self._keep_targets(needs)
             try:
                 reply = yield from self.session.call(
                     entry, keys, arguments(needs), op=op, harmless=harmless, deadline=deadline
@@ -226,6 +230,12 @@ class Operations:
                 asked = bool(needs.moves)  # the server keeps policies by itself
         raise ScriptError(f"{entry}: the script kept asking; last reply {reply[:40]!r}")
 
+    def _keep_targets(self, needs: Needs) -> Flow[None]:
+        """Stores what a move may lay a record out by, before any record names it."""
+        for _, to in needs.moves.values():
+            policy = yield from self.store.policy(to)
+            yield from self.store.keep(policy)
+
     def _catch_up(
         self, stale: list[wire.Stale], role: Joining | Pinned | Moving, needs: Needs
     ) -> Flow[None]:
@@ -233,7 +243,6 @@ class Operations:
             yield from self.store.refresh()
         for row in stale:
             target = yield from role.target(row)
-            yield from self.store.keep(target)
             needs.moves[row.level, row.policy] = (row.policy, target.name)
             if not self.session.functions:
                 source = yield from self.store.policy(row.policy)
@@ -248,7 +257,6 @@ class Operations:
         short = yield from self.store.policy(beyond.policy)
         plans = yield from self.store.plans_of(short, current=False)
         longer = self.store.compile(plans)
-        yield from self.store.keep(longer)
         needs.policies[longer.name] = longer.blob
         for where, (old, to) in needs.moves.items():
             needs.moves[where] = (
@@ -260,7 +268,6 @@ class Operations:
         for level in range(1, len(path.keys) + 1):
             if (level, short.name) not in needs.moves:
                 to_policy = yield from role.target(wire.Stale(level, short.name, 0))
-                yield from self.store.keep(to_policy)
                 needs.policies[to_policy.name] = to_policy.blob
                 needs.moves[level, short.name] = (longer.name, to_policy.name)
 

@@ -97,7 +97,8 @@ class Session:
         repairs = losses = 0
         whole = False  # send the script's text instead of its digest
         while True:
-            packed = self._pack(entry, keys, args, whole)
+            functions = self.functions  # other calls may find out while this one waits
+            packed = self._pack(entry, keys, args, functions, whole)
             left = deadline - time.monotonic()
             try:
                 # Where repeating is safe, half of what is left is kept for another try.
@@ -118,17 +119,25 @@ class Session:
                 return reply
             repairs += 1
             if repairs > _REPAIRS:
-                raise ScriptError(self._explain(entry, _text(reply)))
+                raise ScriptError(self.scripts.explain(entry, _text(reply), functions=functions))
             try:
-                whole = yield from self._repair(entry, keys[0], _text(reply), deadline)
+                text = _text(reply)
+                whole = yield from self._repair(entry, keys[0], text, functions, deadline, repairs)
             except Unavailable as error:
                 if losses and not reads:
                     # This attempt did not run; the one whose answer was lost may have.
                     raise _unknown(entry, op, error) from error
                 raise
 
-    def _pack(self, entry: str, keys: Sequence[bytes], args: Sequence[bytes], whole: bool) -> bytes:
-        if self.functions:
+    def _pack(
+        self,
+        entry: str,
+        keys: Sequence[bytes],
+        args: Sequence[bytes],
+        functions: bool,
+        whole: bool,
+    ) -> bytes:
+        if functions:
             verb = b"FCALL_RO" if entry in READ_ONLY else b"FCALL"
             return script_call((verb, self.scripts.function_name(entry).encode()), keys, args)
         program = self.scripts.script(entry)
@@ -136,41 +145,62 @@ class Session:
             return script_call((b"EVAL", program.text.encode()), keys, args)
         return script_call((b"EVALSHA", program.sha1.encode()), keys, args)
 
-    def _repair(self, entry: str, key: bytes, message: str, deadline: float) -> Flow[bool]:
+    def _repair(
+        self,
+        entry: str,
+        key: bytes,
+        message: str,
+        functions: bool,
+        deadline: float,
+        attempt: int,
+    ) -> Flow[bool]:
         """Does what an error reply asks for, or raises what it means. True: send the script."""
         upper = message.upper()
         if "NOSCRIPT" in upper:
             return True
-        if self.functions:
+        if functions:
             if "UNKNOWN COMMAND" in upper:
                 self.functions = False
                 return False
             if "FUNCTION NOT FOUND" in upper:
-                yield from self._load(key, deadline)
+                # Missed again: a slot on its way had the call asked at a node that the key's owner
+                # is not.
+                yield from self._load(key, deadline, everywhere=attempt > 1)
                 return False
-        raise self._meaning(entry, message)
+        raise self._meaning(entry, message, functions)
 
-    def _load(self, key: bytes, deadline: float) -> Flow[None]:
+    def _load(self, key: bytes, deadline: float, *, everywhere: bool) -> Flow[None]:
         text = self.scripts.library.text.encode()
         packed = command(b"FUNCTION", b"LOAD", b"REPLACE", text)
         left = max(deadline - time.monotonic(), 0.05)
-        try:
-            reply = yield Send(Request(packed, key), left)
-        except (NotSent, MaybeSent) as error:
-            raise Unavailable(f"the function library could not be loaded: {error}") from error
-        if isinstance(reply, ResponseError):
-            upper = _text(reply).upper()
-            if "NOPERM" in upper or "UNKNOWN" in upper:
-                self.functions = False
-            elif "OOM" in upper:
-                raise Unavailable(f"the server is out of memory: {reply}")
-            else:
-                raise ScriptError(f"the function library was refused: {reply}")
+        steps: list[Send | SendTo] = [Send(Request(packed, key), left)]
+        if everywhere:
+            nodes = yield from self.nodes()
+            steps = [SendTo(node, Request(packed, None), left / len(nodes)) for node in nodes]
+        loaded, problem = False, None
+        for step in steps:
+            try:
+                reply = yield step
+            except (NotSent, MaybeSent) as error:
+                problem = error
+                continue
+            loaded = True
+            if isinstance(reply, ResponseError):
+                self._refused(reply)
+        if not loaded:
+            raise Unavailable(f"the function library could not be loaded: {problem}") from problem
 
-    def _explain(self, entry: str, message: str) -> str:
-        return self.scripts.explain(entry, message, functions=self.functions)
+    def _refused(self, reply: ResponseError) -> None:
+        """The library was not loaded: is it for good, for now, or a bug?"""
+        upper = _text(reply).upper()
+        if "NOPERM" in upper or "UNKNOWN" in upper:
+            self.functions = False
+        elif "OOM" in upper:
+            raise Unavailable(f"the server is out of memory: {reply}")
+        else:
+            raise ScriptError(f"the function library was refused: {reply}")
 
-    def _meaning(self, entry: str, message: str) -> Exception:
+    def _meaning(self, entry: str, message: str, functions: bool) -> Exception:
         """What an error reply means to the caller."""
         for marker in ("METERD-ARGUMENT ", "METERD-OVERFLOW ", "METERD-HORIZON "):
             _, found, rest = message.partition(marker)
@@ -195,7 +225,7 @@ class Session:
             ("NOPERM", "NOAUTH", "READONLY", "LOADING", "BUSY ", "MISCONF", "NOREPLICAS")
         ):
             return Unavailable(f"{entry}: {message}")
-        return ScriptError(self._explain(entry, message))
+        return ScriptError(self.scripts.explain(entry, message, functions=functions))
 
     # Plain commands ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -118,9 +118,14 @@ class Catalog:
         gone = set(remove)
         validate_catalog(plans)  # by themselves: no id twice
         live = overlay(self.live(), plans, gone)
-        validate_catalog(tuple(live.values()), self.plans)
-        after = {**self.plans, **live}
         retired = (self.retired | gone) - {plan.id for plan in plans}
+        # Those who hold a retired plan still have to fit in; nobody joins it as a default any more.
+        held_on = {
+            name: replace(plan, default=False) if name in retired else plan
+            for name, plan in self.plans.items()
+        }
+        validate_catalog(tuple(live.values()), held_on)
+        after = {**self.plans, **live}
         held = {name: definition_hash(plan) for name, plan in live.items()}
         libraries = (*(name for name in self.libraries if name != library), library)
         made = Catalog(
@@ -208,8 +213,8 @@ class Store:
     def open(self) -> Flow[None]:
         """Marks the store's clock, reads the catalog, and sees to it that it knows our plans."""
         yield from self._read()
-        if self.own_plans is not None and not self.catalog.knows(self.own_plans):
-            if self.catalog.revision > 0 and not self._apply:
+        if self.own_plans and not self.catalog.knows(self.own_plans):
+            if self.catalog.plans and not self._apply:
                 self._refuse()
             yield from self._put(self.own_plans, first_only=not self._apply)
         self.ready = True
@@ -288,9 +293,8 @@ class Store:
             wanted = ()
         if not self.ready:
             yield from self._read()
-            if self.catalog.revision == 0 and self.own_plans and not dry_run:
+            if self.own_plans and not self.catalog.plans and not dry_run:
                 yield from self._put(self.own_plans, first_only=True)
-            self.ready = not dry_run
         yield from self.refresh()
         return (yield from self._put(wanted, gone, dry_run=dry_run))
 
@@ -307,9 +311,9 @@ class Store:
             before = self.catalog
             change = diff(before.live(), wanted, gone)
             after = before.applied(wanted, gone, self.session.scripts.digest)
-            if dry_run or not (change or before.revision == 0):
+            if dry_run or not change:
                 return change
-            if first_only and before.revision > 0:
+            if first_only and before.plans:
                 if not before.knows(wanted):
                     self._refuse()
                 return change

@@ -41,7 +41,7 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   if #keys < above - 1 or #keys > above + 2 then
     bad("keys: the record, the operation id if there is one, up to three records above")
   end
-  local context, extra = record.context(context_text), record.extra(extra_text)
+  local context, extra = request.context(context_text), request.extra(extra_text)
   local now = clock(now_text)
   local values = call("MGET", spread(keys))
   for i = above, #keys do
@@ -73,24 +73,24 @@ end
 
 -- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the
 -- instant from which its boundaries count.
-local function adapt_pool(L, before, now, reset, anchor)
+local function adapt_pool(L, before, s, now, reset, anchor)
   if reset then
-    before.close(before, now, L.mode == 0 and (anchor or now) or S[3], 0)
+    before:close(now, L.mode == 0 and (anchor or now) or s.anchor, s)
   end
-  before.convert(before, L, now, 0)
+  before:convert(L, now, s)
   if anchor and L.mode == 0 then
-    S[3] = anchor
+    s.anchor = anchor
   end
   if reset then
-    S[1] = now
+    s.start = now
   end
   if L.mode == 3 then
     if reset then
-      S[1], S[2], S[7] = 0, 0, 0
+      s.start, s.fin, s.carried = 0, 0, 0
     end
   elseif L.unit > 0 then
-    local _, fin = calendar.period(L, S[3], now)
-    S[2] = fin
+    local _, fin = calendar.period(L, s.anchor, now)
+    s.fin = fin
   end
 end
 
@@ -105,11 +105,11 @@ function assign.plans(level, to, rev, now, reset, anchor, pools)
     return
   end
   level.flags = 0 -- no longer a record of first sight
-  record.convert(level, to, level.var, rev, now, anchors, function(L, before)
+  record.convert(level, to, level.var, rev, now, anchors, function(L, before, s)
     if L.kind == POOL and pools[L.name] and (reset or anchor) then
-      adapt_pool(L, before, now, reset, anchor)
+      adapt_pool(L, before, s, now, reset, anchor)
     else
-      before.convert(before, L, now, 0)
+      before:convert(L, now, s)
     end
   end)
 end
@@ -139,11 +139,12 @@ function assign.adjust(level, name, used, now)
   if L.kind ~= POOL and used > L.capacity then
     bad("used: at most " .. format("%.0f", L.capacity) .. " for " .. name)
   end
-  L.load(L, level.rec, now, 0)
-  L.adjust(L, used, now, 0)
-  local state = spack(L.format, spread(N, 1, L.put(L, 0, 0)))
+  local s = new_hand()
+  L:load(level.rec, now, s)
+  L:adjust(used, now, s)
   local rec = level.rec
-  level.rec = sub(rec, 1, 14) .. spack("<I6", now) .. sub(rec, 21, L.offset - 1) .. state .. sub(rec, L.offset + L.size)
+  local before, behind = sub(rec, 21, L.offset - 1), sub(rec, L.offset + L.size)
+  level.rec = sub(rec, 1, 14) .. spack("<I6", now) .. before .. L:pack(s) .. behind
   level.moved = true
   return true
 end

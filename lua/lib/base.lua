@@ -1,14 +1,14 @@
 -- Bindings, limits and the few helpers that everything else stands on.
 --
 -- A function library sees no globals while it loads, so the standard library is bound on the first
--- call. `S`, `N` and `O` are scratch space: a call fills them from the start and reads only what it
--- filled, so nothing of them outlives it and nothing is allocated per limit.
+-- call.
 
 local call, spack, sunpack, spread, floor, ceil, max, min, huge
 local sub, byte, char, find, format, concat, mpack, munpack, sha1hex
 
 local NEVER = 281474976710655 -- 2^48 - 1: an instant that no clock reaches
 local NONE = -9007199254740992 -- -2^53: "no value" where a reply carries a number
+local FIGURES = "<Bddddddd" -- a limit in an answer: fits, limit, used, left, over, applied, resets at, retry at
 local MAX_AMOUNT = 1000000000000000 -- 10^15: what one call may name
 local MAX_RATE = 1000000000000 -- 10^12: limit and burst of a bucket
 local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
@@ -17,9 +17,20 @@ local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
 local STATUS_REPLAY, STATUS_NEED, STATUS_STALE = "\1", "\2", "\3"
 local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN = "\4", "\5", "\6"
 
-local S = {} -- state of the limits in hand, 8 numbers each
-local N = {} -- values to pack into a record
-local O = {} -- values to pack into a reply
+-- A limit in hand: its state, and what the call does with it. These tables are reused from call to call,
+-- so that nothing is allocated per limit; a call reads only what it has filled.
+local function new_hand()
+  return {
+    -- what the call wants of it: the limit as it is in force, the amount, whether it fits, what was applied
+    limit = false, cost = 0, fits = true, applied = 0,
+    -- every kind: units used, and left (huge: no bound)
+    used = 0, left = 0,
+    -- pools and fixed windows; the rest only pools
+    start = 0, fin = 0, anchor = 0, drawn = 0, over = 0, carried = 0,
+    -- sliding windows: index of the current one, use of the previous; token buckets: see there
+    window = 0, previous = 0, fraction = 0, tick = 0,
+  }
+end
 
 local function bind()
   call = redis.call
@@ -55,6 +66,12 @@ local function clock(text)
   return tonumber(text)
 end
 
-local function is_amount(n)
-  return n >= 0 and n <= MAX_AMOUNT and n % 1 == 0
+-- parts[1..n] as one string.
+local function join(parts, n)
+  if n == 2 then
+    return parts[1] .. parts[2]
+  elseif n == 3 then
+    return parts[1] .. parts[2] .. parts[3]
+  end
+  return concat(parts, "", 1, n)
 end

@@ -1,8 +1,8 @@
 -- Rate-limit buckets: fixed window, sliding window and token bucket, in integers throughout.
 --
 -- Time inside a bucket is counted in ticks of t ms (1 ms unless the limit is huge), a period is P of
--- them; t is chosen so that every product stays below 2^53. State in S[b+1..3]; S[b+8] is what
--- remains. Instants that leave a bucket are tick starts, in ms.
+-- them; t is chosen so that every product stays below 2^53. Instants that leave a bucket are tick
+-- starts, in ms.
 
 -- t for a capacity m (<= 10^12) and a period in ms: ceil(m * per / 2^52), exact. The product needs up
 -- to 75 bits, so it is summed in limbs of 2^22, 2^11 and 1.
@@ -24,146 +24,193 @@ local function ceil_div(x, y)
 end
 
 ------------------------------------------------------------------------------------------ fixed window
--- (start tick, count); a closed window has start NEVER and count 0.
+-- `start` (tick) and `used`; a closed window has start NEVER and used 0.
+
+local FIXED_FORMAT, FIXED_SIZE = "<I6I5", 11
 
 local fixed = {}
 
-function fixed.load(L, rec, now, b)
-  local start, count = sunpack("<I6I5", rec, L.offset)
-  if floor(now / L.tick) >= start + L.period then
-    start, count = NEVER, 0
-  end
-  S[b + 1], S[b + 2] = start, count
-  S[b + 8] = max(0, L.limit - count)
-  return S[b + 8]
-end
-
-function fixed.fresh(L, _, _, b)
-  S[b + 1], S[b + 2], S[b + 8] = NEVER, 0, L.limit
-  return L.limit
-end
-
-function fixed.charge(L, c, now, b)
-  if S[b + 1] == NEVER then
-    S[b + 1] = floor(now / L.tick)
-  end
-  S[b + 2] = S[b + 2] + c
-  S[b + 8] = max(0, L.limit - S[b + 2])
-end
-
-function fixed.refund(L, c, _, b)
-  local back = min(c, S[b + 2])
-  S[b + 2] = S[b + 2] - back
-  S[b + 8] = max(0, L.limit - S[b + 2])
-  return back
-end
-
-function fixed.adjust(L, n, now, b)
-  if n > 0 and S[b + 1] == NEVER then
-    S[b + 1] = floor(now / L.tick)
-  end
-  S[b + 2], S[b + 8] = n, L.limit - n
-end
-
-function fixed.figures(L, _, b, o)
-  O[o], O[o + 1], O[o + 2], O[o + 3] = L.limit, S[b + 2], S[b + 8], 0
-  return S[b + 1] == NEVER and NONE or (S[b + 1] + L.period) * L.tick
-end
-
-function fixed.retry_at(L, c, _, b)
-  if c > L.limit then
-    return NONE
-  end
-  return (S[b + 1] + L.period) * L.tick
-end
-
--- A window keeps its count and its start.
-function fixed.convert(old, L, now, b)
-  local start, count = S[b + 1], S[b + 2]
-  if start ~= NEVER then
-    if old.tick ~= L.tick then
-      start = floor(start * old.tick / L.tick)
-    end
-    if floor(now / L.tick) >= start + L.period then
-      start, count = NEVER, 0
-    end
-  end
-  S[b + 1], S[b + 2], S[b + 8] = start, count, max(0, L.limit - count)
-end
-
-function fixed.put(_, b, n)
-  N[n + 1], N[n + 2] = S[b + 1], S[b + 2]
-  return n + 2
-end
-
----------------------------------------------------------------------------------------- sliding window
--- (index of the current window, its count, the previous window's count): the previous window weighs by
--- the part of it that the sliding period still covers.
-
-local sliding = {}
-
-local function weighted(L, now, b)
-  local e = floor(now / L.tick) % L.period
-  return S[b + 2] + ceil_div(S[b + 3] * (L.period - e), L.period)
-end
-
-function sliding.load(L, rec, now, b)
-  local index, current, previous = sunpack("<I6I5I5", rec, L.offset)
-  local tick = floor(now / L.tick)
-  local k = floor(tick / L.period)
-  if k ~= index then
-    previous = k == index + 1 and current or 0
-    current = 0
-  end
-  S[b + 1], S[b + 2], S[b + 3] = k, current, previous
-  local left = L.limit - current
-  if previous > 0 then
-    left = left - ceil_div(previous * (L.period - tick % L.period), L.period)
-  end
+local function fixed_left(L, s)
+  local left = L.limit - s.used
   if left < 0 then
     left = 0
   end
-  S[b + 8] = left
+  s.left = left
   return left
 end
 
-function sliding.fresh(L, now, _, b)
-  S[b + 1], S[b + 2], S[b + 3], S[b + 8] = floor(floor(now / L.tick) / L.period), 0, 0, L.limit
-  return L.limit
+function fixed.load(L, rec, now, s)
+  s.start, s.used = sunpack(FIXED_FORMAT, rec, L.offset)
+  if floor(now / L.tick) >= s.start + L.period then
+    s.start, s.used = NEVER, 0
+  end
+  return fixed_left(L, s)
 end
 
-function sliding.charge(_, c, _, b)
-  S[b + 2] = S[b + 2] + c
-  S[b + 8] = S[b + 8] - c
+function fixed.fresh(L, _, _, s)
+  s.start, s.used = NEVER, 0
+  return fixed_left(L, s)
 end
 
-function sliding.refund(L, c, now, b)
-  local back = min(c, S[b + 2])
-  S[b + 2] = S[b + 2] - back
-  S[b + 8] = max(0, L.limit - weighted(L, now, b))
+function fixed.charge(L, c, now, s)
+  if s.start == NEVER then
+    s.start = floor(now / L.tick)
+  end
+  s.used, s.left = s.used + c, s.left - c
+end
+
+-- The plain case in one go, as in lib/pool.lua: the window is open and c > 0 fits.
+function fixed.take(L, rec, now, c)
+  local start, used = sunpack(FIXED_FORMAT, rec, L.offset)
+  local limit, ends = L.limit, (start + L.period) * L.tick
+  used = used + c
+  local left = limit - used
+  if left < 0 or now >= ends or start == NEVER then
+    return nil
+  end
+  return spack(FIXED_FORMAT, start, used), spack(FIGURES, 1, limit, used, left, 0, c, ends, NONE), left
+end
+
+function fixed.refund(L, c, _, s)
+  local back = min(c, s.used)
+  s.used = s.used - back
+  fixed_left(L, s)
   return back
 end
 
-function sliding.adjust(L, n, _, b)
-  S[b + 2], S[b + 3], S[b + 8] = n, 0, L.limit - n
+function fixed.adjust(L, n, now, s)
+  if n > 0 and s.start == NEVER then
+    s.start = floor(now / L.tick)
+  end
+  s.used = n
+  fixed_left(L, s)
 end
 
-function sliding.figures(L, now, b, o)
-  O[o], O[o + 1], O[o + 2], O[o + 3] = L.limit, weighted(L, now, b), S[b + 8], 0
-  return (S[b + 1] + 1) * L.period * L.tick
+function fixed.figures(L, _, s)
+  local ends = NONE
+  if s.start ~= NEVER then
+    ends = (s.start + L.period) * L.tick
+  end
+  return L.limit, s.used, s.left, 0, ends
+end
+
+function fixed.retry_at(L, c, _, s)
+  if c > L.limit then
+    return NONE
+  end
+  return (s.start + L.period) * L.tick
+end
+
+-- A window keeps its use and its start.
+function fixed.convert(old, L, now, s)
+  if s.start ~= NEVER then
+    if old.tick ~= L.tick then
+      s.start = floor(s.start * old.tick / L.tick)
+    end
+    if floor(now / L.tick) >= s.start + L.period then
+      s.start, s.used = NEVER, 0
+    end
+  end
+  fixed_left(L, s)
+end
+
+function fixed.pack(_, s)
+  return spack(FIXED_FORMAT, s.start, s.used)
+end
+
+---------------------------------------------------------------------------------------- sliding window
+-- `window`: index of the current one, `used`: what was used in it, `previous`: in the one before, which
+-- weighs by the part of it that the sliding period still covers.
+
+local SLIDING_FORMAT, SLIDING_SIZE = "<I6I5I5", 16
+
+local sliding = {}
+
+-- What counts now.
+local function weighted(L, now, s)
+  local previous = s.previous
+  if previous == 0 then
+    return s.used
+  end
+  local P = L.period
+  return s.used + ceil_div(previous * (P - floor(now / L.tick) % P), P)
+end
+
+local function sliding_left(L, now, s)
+  local left = L.limit - weighted(L, now, s)
+  if left < 0 then
+    left = 0
+  end
+  s.left = left
+  return left
+end
+
+function sliding.load(L, rec, now, s)
+  s.window, s.used, s.previous = sunpack(SLIDING_FORMAT, rec, L.offset)
+  local window = floor(floor(now / L.tick) / L.period)
+  if window ~= s.window then
+    s.previous = window == s.window + 1 and s.used or 0
+    s.window, s.used = window, 0
+  end
+  return sliding_left(L, now, s)
+end
+
+function sliding.fresh(L, now, _, s)
+  s.window, s.used, s.previous = floor(floor(now / L.tick) / L.period), 0, 0
+  s.left = L.limit
+  return s.left
+end
+
+function sliding.charge(_, c, _, s)
+  s.used, s.left = s.used + c, s.left - c
+end
+
+-- The plain case: c > 0 fits into the window that was charged last.
+function sliding.take(L, rec, now, c)
+  local window, used, previous = sunpack(SLIDING_FORMAT, rec, L.offset)
+  local limit, P, t = L.limit, L.period, L.tick
+  local elapsed = floor(now / t) - window * P
+  used = used + c
+  local counted = used
+  if previous > 0 then
+    counted = used + ceil_div(previous * (P - elapsed), P)
+  end
+  local left = limit - counted
+  if left < 0 or elapsed < 0 or elapsed >= P then
+    return nil
+  end
+  return spack(SLIDING_FORMAT, window, used, previous),
+    spack(FIGURES, 1, limit, counted, left, 0, c, (window + 1) * P * t, NONE),
+    left
+end
+
+function sliding.refund(L, c, now, s)
+  local back = min(c, s.used)
+  s.used = s.used - back
+  sliding_left(L, now, s)
+  return back
+end
+
+function sliding.adjust(L, n, now, s)
+  s.used, s.previous = n, 0
+  sliding_left(L, now, s)
+end
+
+function sliding.figures(L, now, s)
+  return L.limit, weighted(L, now, s), s.left, 0, (s.window + 1) * L.period * L.tick
 end
 
 -- The weight falls by one unit at exact ticks, so the first tick at which c fits comes from a
--- division: within this window, else within the next one (where this window's count is what weighs),
+-- division: within this window, else within the next one (where this window's use is what weighs),
 -- else at the start of the one after it.
-function sliding.retry_at(L, c, _, b)
-  local k, current, previous, P = S[b + 1], S[b + 2], S[b + 3], L.period
+function sliding.retry_at(L, c, _, s)
+  local k, current, P = s.window, s.used, L.period
   if c > L.limit then
     return NONE
   end
   local room = L.limit - current - c
   if room >= 0 then
-    local covered = floor(room * P / previous) -- how much of the previous window may still count
+    local covered = floor(room * P / s.previous) -- how much of the previous window may still count
     if covered > 0 then
       return ((k + 1) * P - covered) * L.tick
     end
@@ -175,24 +222,34 @@ function sliding.retry_at(L, c, _, b)
   return ((k + 2) * P - covered) * L.tick
 end
 
-function sliding.convert(old, L, now, b)
+function sliding.convert(old, L, now, s)
   if old.per ~= L.per or old.tick ~= L.tick then
-    sliding.fresh(L, now, 0, b)
+    sliding.fresh(L, now, 0, s)
   else
-    S[b + 8] = max(0, L.limit - weighted(L, now, b))
+    sliding_left(L, now, s)
   end
 end
 
-function sliding.put(_, b, n)
-  N[n + 1], N[n + 2], N[n + 3] = S[b + 1], S[b + 2], S[b + 3]
-  return n + 3
+function sliding.pack(_, s)
+  return spack(SLIDING_FORMAT, s.window, s.used, s.previous)
 end
 
 ------------------------------------------------------------------------------------------ token bucket
--- (spent, fraction, tick of the last look): `limit` tokens come back per P ticks, the remainder of
--- the division is carried exactly.
+-- `used`: tokens spent and not yet back, `fraction`, `tick` of the last look: `limit` tokens come back
+-- per P ticks, the remainder of the division is carried exactly.
+
+local TOKEN_FORMAT, TOKEN_SIZE = "<I5I5I6", 16
 
 local token = {}
+
+local function token_left(L, s)
+  local left = L.capacity - s.used
+  if left < 0 then
+    left = 0
+  end
+  s.left = left
+  return left
+end
 
 local function refill(L, tick, spent, fraction, last)
   if tick > last and spent > 0 then
@@ -210,72 +267,81 @@ local function refill(L, tick, spent, fraction, last)
   return spent, fraction
 end
 
-function token.load(L, rec, now, b)
-  local spent, fraction, last = sunpack("<I5I5I6", rec, L.offset)
-  local tick = floor(now / L.tick)
+-- The instant at which `units` more will have come back; at most 2^53 ms, which no clock reaches.
+local function refilled_at(L, units, fraction, tick)
+  return min(-NONE, (tick + ceil_div(units * L.period - fraction, L.limit)) * L.tick)
+end
+
+function token.load(L, rec, now, s)
+  local spent, fraction, last = sunpack(TOKEN_FORMAT, rec, L.offset)
+  s.tick = floor(now / L.tick)
+  s.used, s.fraction = refill(L, s.tick, spent, fraction, last)
+  return token_left(L, s)
+end
+
+function token.fresh(L, now, _, s)
+  s.used, s.fraction, s.tick = 0, 0, floor(now / L.tick)
+  return token_left(L, s)
+end
+
+function token.charge(_, c, _, s)
+  s.used, s.left = s.used + c, s.left - c
+end
+
+-- The plain case: c > 0 fits.
+function token.take(L, rec, now, c)
+  local spent, fraction, last = sunpack(TOKEN_FORMAT, rec, L.offset)
+  local limit, tick = L.limit, floor(now / L.tick)
   spent, fraction = refill(L, tick, spent, fraction, last)
-  S[b + 1], S[b + 2], S[b + 3] = spent, fraction, tick
+  spent = spent + c
   local left = L.capacity - spent
-  if left < 0 then
-    left = 0
+  if left < 0 or limit == 0 then
+    return nil
   end
-  S[b + 8] = left
-  return left
+  return spack(TOKEN_FORMAT, spent, fraction, tick),
+    spack(FIGURES, 1, limit, spent, left, 0, c, refilled_at(L, spent, fraction, tick), NONE),
+    left
 end
 
-function token.fresh(L, now, _, b)
-  S[b + 1], S[b + 2], S[b + 3], S[b + 8] = 0, 0, floor(now / L.tick), L.capacity
-  return L.capacity
-end
-
-function token.charge(_, c, _, b)
-  S[b + 1] = S[b + 1] + c
-  S[b + 8] = S[b + 8] - c
-end
-
-function token.refund(L, c, _, b)
-  local back = min(c, S[b + 1])
-  S[b + 1] = S[b + 1] - back
-  if S[b + 1] == 0 then
-    S[b + 2] = 0
+function token.refund(L, c, _, s)
+  local back = min(c, s.used)
+  s.used = s.used - back
+  if s.used == 0 then
+    s.fraction = 0
   end
-  S[b + 8] = max(0, L.capacity - S[b + 1])
+  token_left(L, s)
   return back
 end
 
-function token.adjust(L, n, _, b)
-  S[b + 1], S[b + 2], S[b + 8] = n, 0, L.capacity - n
+function token.adjust(L, n, _, s)
+  s.used, s.fraction = n, 0
+  token_left(L, s)
 end
 
--- The instant at which `units` more will have come back; at most 2^53 ms, which no clock reaches.
-local function refilled_at(L, units, b)
-  return min(-NONE, (S[b + 3] + ceil_div(units * L.period - S[b + 2], L.limit)) * L.tick)
-end
-
-function token.figures(L, _, b, o)
-  O[o], O[o + 1], O[o + 2], O[o + 3] = L.limit, S[b + 1], S[b + 8], 0
-  if S[b + 1] == 0 or L.limit == 0 then
-    return NONE
+function token.figures(L, _, s)
+  local full = NONE
+  if s.used > 0 and L.limit > 0 then
+    full = refilled_at(L, s.used, s.fraction, s.tick)
   end
-  return refilled_at(L, S[b + 1], b)
+  return L.limit, s.used, s.left, 0, full
 end
 
-function token.retry_at(L, c, _, b)
+function token.retry_at(L, c, _, s)
   if c > L.capacity or L.limit == 0 then
     return NONE
   end
-  return refilled_at(L, S[b + 1] + c - L.capacity, b)
+  return refilled_at(L, s.used + c - L.capacity, s.fraction, s.tick)
 end
 
-function token.convert(old, L, now, b)
-  S[b + 1] = min(S[b + 1], L.capacity)
-  if S[b + 1] == 0 or old.period ~= L.period or old.tick ~= L.tick then
-    S[b + 2] = 0
+function token.convert(old, L, now, s)
+  s.used = min(s.used, L.capacity)
+  if s.used == 0 or old.period ~= L.period or old.tick ~= L.tick then
+    s.fraction = 0
   end
-  S[b + 3], S[b + 8] = floor(now / L.tick), L.capacity - S[b + 1]
+  s.tick = floor(now / L.tick)
+  token_left(L, s)
 end
 
-function token.put(_, b, n)
-  N[n + 1], N[n + 2], N[n + 3] = S[b + 1], S[b + 2], S[b + 3]
-  return n + 3
+function token.pack(_, s)
+  return spack(TOKEN_FORMAT, s.used, s.fraction, s.tick)
 end

@@ -6,12 +6,11 @@
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
-local STATE, ANSWER = 8, 7 -- how many numbers a limit takes in S, and in O behind its flag
+local ANSWER = "<BBBBdd"
 
 local charge = {}
-local amounts, costs, fits, applied = {}, {}, {}, {}
-local targets, target_levels = {}, {}
-local slices = {}
+local amounts, slices, parts, states, alone = {}, {}, {}, {}, {}
+local hands = {} -- a hand per reached limit, in the order of the answer
 
 -- Packed doubles, one per cost name, into `amounts`.
 function charge.amounts(text)
@@ -19,17 +18,9 @@ function charge.amounts(text)
   if count < 1 or count > 64 or count % 1 > 0 then
     bad("amounts: one little-endian double per cost name, at least one")
   end
-  if count == 1 then
-    local amount = sunpack("<d", text)
-    if not is_amount(amount) then
-      bad("amounts: whole numbers from 0 to 10^15")
-    end
-    amounts[1] = amount
-    return 1
-  end
   for i = 1, count do
     local amount = sunpack("<d", text, i * 8 - 7)
-    if not is_amount(amount) then
+    if not (amount >= 0 and amount <= MAX_AMOUNT and amount % 1 == 0) then
       bad("amounts: whole numbers from 0 to 10^15")
     end
     amounts[i] = amount
@@ -37,12 +28,63 @@ function charge.amounts(text)
   return count
 end
 
--- Lays every reached limit out in S and tests it. Returns how many there are and the code.
+-- Charges and answers in one go where nothing is out of the ordinary: every limit goes on in its period
+-- and has enough left. Fills `slices` and returns the answer; nil, and nothing done: take the long way.
+function charge.plainly(count, names, amount_count, now)
+  local n, shown, balance, whole = 1, 0, huge, false
+  for i = 1, count do
+    local level = levels[i]
+    local parsed, rec = level.parsed, level.rec
+    slices[i] = nil
+    if parsed and parsed.held then
+      local shape = policy.shape(parsed, names)
+      if level.effective or not shape.simple or shape.names ~= amount_count then
+        return nil
+      end
+      whole = whole or shape.whole
+      if shape.count > 0 then
+        shown, n = shown + 1, n + 1
+        parts[n] = policy.head(shape, i)
+        local m = 1
+        states[1] = spack("<I6", now)
+        for t = 1, shape.count do
+          local target = shape[t]
+          local L, c, first = target.limit, amounts[target.term] * target.factor, target.first
+          if c == 0 then
+            return nil
+          end
+          if target.gap then
+            m = m + 1
+            states[m] = sub(rec, target.gap, L.offset - 1)
+          end
+          m, n = m + 1, n + 1
+          local left
+          states[m], parts[n], left = L:take(rec, now, c)
+          if not left then
+            return nil
+          end
+          if first > 0 then
+            balance = min(balance, left / first)
+          end
+        end
+        slices[i] = join(states, m)
+      end
+    end
+  end
+  if not whole then
+    return nil
+  end
+  balance = balance < huge and floor(balance) or NONE
+  parts[1] = spack(ANSWER, 0, OK, 1, shown, now, balance)
+  return join(parts, n)
+end
+
+-- Takes every reached limit in hand and tests it. Returns how many there are and the code.
 function charge.decide(count, names, amount_count, now)
   local total, code, held, whole, shaped = 0, OK, false, false, nil
   for i = 1, count do
     local level = levels[i]
-    local parsed = level.parsed
+    local parsed, in_force = level.parsed, level.effective
     if parsed and parsed.held then
       held = true
       local shape = policy.shape(parsed, names)
@@ -55,7 +97,11 @@ function charge.decide(count, names, amount_count, now)
       for t = 1, shape.count do
         local target = shape[t]
         total = total + 1
-        targets[total], target_levels[total] = target, level
+        local s = hands[total]
+        if not s then
+          s = new_hand()
+          hands[total] = s
+        end
         local c
         if target.terms then
           c = 0
@@ -65,23 +111,16 @@ function charge.decide(count, names, amount_count, now)
         else
           c = amounts[target.term] * target.factor
         end
-        local L = target.limit
-        if level.effective then
-          L = level.effective[target.index] or L
-        end
-        costs[total], applied[total] = c, 0
+        local L = in_force and in_force[target.index] or target.limit
+        s.limit, s.cost, s.fits, s.applied = L, c, true, 0
         if L.kind == FLAG then
-          fits[total] = true
-        else
-          local available = L.load(L, level.rec, now, total * STATE)
-          local fit = c <= available or c == 0
-          fits[total] = fit
-          if not fit then
-            if L.kind == POOL then
-              code = USAGE_EXCEEDED
-            elseif code == OK then
-              code = RATE_LIMITED
-            end
+          s.cost = 0 -- it only has to be included
+        elseif c > L:load(level.rec, now, s) and c > 0 then
+          s.fits = false
+          if L.kind == POOL then
+            code = USAGE_EXCEEDED
+          elseif code == OK then
+            code = RATE_LIMITED
           end
         end
       end
@@ -106,25 +145,17 @@ function charge.decide(count, names, amount_count, now)
   return total, code
 end
 
-local function effective(target, level)
-  return level.effective and level.effective[target.index] or target.limit
-end
-
 -- Charges everything that was decided on; `partly` charges a bucket only what it has left.
 function charge.apply(total, now, partly)
   for k = 1, total do
-    local c = costs[k]
+    local s = hands[k]
+    local L, c = s.limit, s.cost
+    if partly and c > s.left and L.kind ~= POOL then
+      c = s.left
+    end
     if c > 0 then
-      local L = effective(targets[k], target_levels[k])
-      if L.kind ~= FLAG then
-        if partly and L.kind ~= POOL then
-          c = min(c, S[k * STATE + 8])
-        end
-        if c > 0 then
-          L.charge(L, c, now, k * STATE)
-          applied[k] = c
-        end
-      end
+      L:charge(c, now, s)
+      s.applied = c
     end
   end
 end
@@ -132,9 +163,9 @@ end
 -- Ends the call where apply would end it.
 function charge.guard(total)
   for k = 1, total do
-    local L = effective(targets[k], target_levels[k])
-    if L.kind == POOL then
-      L.guard(L, costs[k], k * STATE)
+    local s = hands[k]
+    if s.limit.kind == POOL then
+      s.limit:guard(s.cost, s)
     end
   end
 end
@@ -142,10 +173,10 @@ end
 -- Gives back what can be; marks every limit as fitting, since a refund is never refused.
 function charge.give_back(total, now)
   for k = 1, total do
-    local L = effective(targets[k], target_levels[k])
-    fits[k] = true
-    if costs[k] > 0 and L.kind ~= FLAG then
-      applied[k] = L.refund(L, costs[k], now, k * STATE)
+    local s = hands[k]
+    s.fits = true
+    if s.cost > 0 then
+      s.applied = s.limit:refund(s.cost, now, s)
     end
   end
 end
@@ -159,21 +190,25 @@ function charge.slices(count, now)
     slices[i] = nil
     if shape then
       local n, touched = 1, false
-      N[1] = now
+      parts[1] = spack("<I6", now)
       for t = 1, shape.count do
-        k = k + 1
-        local L = shape[t].limit
+        local target, s = shape[t], hands[k + t]
+        local L = s.limit
         if L.kind < FLAG then
-          touched = touched or applied[k] > 0
-          if shape[t].gap then
-            n = n + 1
-            N[n] = sub(level.rec, shape[t].gap, L.offset - 1)
+          if s.applied > 0 then
+            touched = true
           end
-          n = L.put(L, k * STATE, n)
+          if target.gap then
+            n = n + 1
+            parts[n] = sub(level.rec, target.gap, L.offset - 1)
+          end
+          n = n + 1
+          parts[n] = L:pack(s)
         end
       end
+      k = k + shape.count
       if touched then
-        slices[i] = spack(shape.write, spread(N, 1, n))
+        slices[i] = join(parts, n)
       end
     end
   end
@@ -181,61 +216,56 @@ end
 
 -- What the caller gets, figures as they are after the call.
 function charge.answer(count, now, code, allowed)
-  local k, sections, balance = 0, "", code == NO_PLAN and 0 or huge
-  local shown, counted = 0, code == NO_PLAN
+  local k, n, shown = 0, 1, 0
+  local balance, counted = huge, false
   for i = 1, count do
     local level = levels[i]
     local shape = level.shape
     if shape and shape.count > 0 then
-      shown = shown + 1
-      O[1], O[2], O[3], O[4] = i, shape.count, #shape.described, shape.described
-      local o = 5
+      shown, n = shown + 1, n + 1
+      parts[n] = policy.head(shape, i)
       for t = 1, shape.count do
-        k = k + 1
-        local target = shape[t]
-        local L = effective(target, level)
+        local first, s = shape[t].first, hands[k + t]
+        local L = s.limit
+        n = n + 1
         if L.kind == FLAG then
-          O[o], O[o + 1], O[o + 2], O[o + 3], O[o + 4] = 1, NONE, 0, NONE, 0
-          O[o + 5], O[o + 6], O[o + 7] = 0, NONE, NONE
+          parts[n] = spack(FIGURES, 1, NONE, 0, NONE, 0, 0, NONE, NONE)
         else
-          local b = k * STATE
-          O[o] = fits[k] and 1 or 0
-          O[o + 6] = L.figures(L, now, b, o + 1)
-          O[o + 5] = applied[k]
-          O[o + 7] = NONE
-          if not fits[k] and code ~= OK then
-            -- A refused first sight leaves no record: no period of its pools ever passes.
-            if L.kind ~= POOL or not level.fresh then
-              O[o + 7] = L.retry_at(L, costs[k], now, b)
-            end
+          local retry = NONE
+          -- A refused first sight leaves no record: no period of its pools ever passes.
+          if not s.fits and code ~= OK and not (level.fresh and L.kind == POOL) then
+            retry = L:retry_at(s.cost, now, s)
           end
-          if target.first > 0 and L.overage ~= NONE then
-            local more = max(0, S[b + 8] + L.overage) / target.first
+          local limit, used, left, over, resets = L:figures(now, s)
+          parts[n] = spack(FIGURES, s.fits and 1 or 0, limit, used, left, over, s.applied, resets, retry)
+          if first > 0 and L.overage ~= NONE then
+            local more = max(0, s.left + L.overage) / first
             if more < balance then
               balance = floor(more)
             end
           end
         end
-        if target.first > 0 then
+        if first > 0 then
           counted = true
         end
-        o = o + ANSWER + 1
       end
-      local section = spack(shape.answer, spread(O, 1, o - 1))
-      sections = shown == 1 and section or sections .. section
+      k = k + shape.count
     end
   end
   if not counted then
     balance = 0
+  elseif balance == huge then
+    balance = NONE
   end
-  return spack("<BBBBdd", 0, code, allowed and 1 or 0, shown, now, balance == huge and NONE or balance) .. sections
+  parts[1] = spack(ANSWER, 0, code, allowed and 1 or 0, shown, now, balance)
+  return join(parts, n)
 end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
 -- Returns the number of levels, the instant, the op key - or nil and the status to answer.
 function charge.read(keys, args)
   local count = #keys
-  local with_op = op.check(args[5], keys[count])
+  local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
     count = count - 1
   end
@@ -243,12 +273,12 @@ function charge.read(keys, args)
     bad("keys: one per level of the path (1 to 4), then that of the operation id")
   end
   local manual = args[1] ~= ""
-  local context = record.context(args[2])
-  local extra = record.extra(args[6])
+  local context = request.context(args[2])
+  local extra = request.extra(args[6])
   local now = clock(args[1])
-  local values
+  local values = alone
   if #keys == 1 then
-    values = { call("GET", keys[1]) }
+    alone[1] = call("GET", keys[1])
   else
     values = call("MGET", spread(keys))
   end
@@ -273,7 +303,6 @@ function charge.commit(count, now, args, op_key, answer, only_touched)
   if op_key then
     op_value, op_ttl = op.value(args[5], now, answer, args[1] ~= "")
   end
-  charge.slices(count, now)
   if only_touched then
     for i = 1, count do
       if not slices[i] then

@@ -12,8 +12,7 @@
 
 local POOL, FLAG = 1, 5
 local HEADER = 20
-local FORMATS = { POOL_FORMAT, "I6I5", "I6I5I5", "I5I5I6" }
-local SIZES = { POOL_SIZE, 11, 16, 16 }
+local SIZES = { POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
 local COLUMNS = { 12, 6, 6, 6, 2 }
 local LETTERS = { "p", "f", "s", "t", "g" }
 local BEHAVIOUR = { pool, fixed, sliding, token }
@@ -164,8 +163,6 @@ local function parse(fp, blob)
     L.index = i
     if L.kind < FLAG then
       L.offset, L.size = at, SIZES[L.kind]
-      L.layout = FORMATS[L.kind]
-      L.format = "<" .. L.layout
       parsed.layout = parsed.layout .. LETTERS[L.kind]
       at = at + L.size
     end
@@ -240,7 +237,7 @@ local function split_names(text)
 end
 
 -- What a set of cost names means under a policy: which limits are charged, in record order, by which
--- amounts at which factors; the pack formats of what is read, written and answered.
+-- amounts at which factors.
 local function make_shape(parsed, text)
   local every = text == "*"
   local names = every and {} or split_names(text)
@@ -257,11 +254,11 @@ local function make_shape(parsed, text)
       terms[pair[1]][#terms[pair[1]] + 1] = { j, pair[2] }
     end
   end
-  local shape = { names = every and 1 or #names, reached = reached, whole = true, stop = 21 }
+  local shape = { names = every and 1 or #names, reached = reached, whole = true, simple = true, heads = {} }
   for j = 1, #names do
     shape.whole = shape.whole and reached[j] == true
   end
-  local described, count, write, answer, at = {}, 0, { "<I6" }, {}, HEADER + 1
+  local described, count, at = {}, 0, HEADER + 1
   for i, L in ipairs(parsed.limits) do
     local list = terms[i]
     if list then
@@ -275,28 +272,30 @@ local function make_shape(parsed, text)
           target.first = target.first + pair[2]
         end
       end
+      shape.simple = shape.simple and L.kind < FLAG and #list == 1
       if L.kind < FLAG then
         if L.offset > at then
-          target.gap = at
-          write[#write + 1] = "c" .. (L.offset - at)
+          target.gap = at -- where the states of limits in between begin
         end
-        write[#write + 1] = L.layout
         at = L.offset + L.size
-        shape.stop = at
       end
       shape[count] = target
       described[count] = LETTERS[L.kind] .. L.name .. "\n"
-      answer[count] = "Bddddddd"
     end
   end
   shape.count = count
-  shape.write = concat(write)
   shape.described = concat(described)
-  shape.answer = "<BBI2c" .. #shape.described .. concat(answer)
-  if count == 0 then
-    shape.answer = "<BBI2"
-  end
   return shape
+end
+
+-- What an answer says of a level before its figures.
+function policy.head(shape, level)
+  local head = shape.heads[level]
+  if not head then
+    head = spack("<BBI2", level, shape.count, #shape.described) .. shape.described
+    shape.heads[level] = head
+  end
+  return head
 end
 
 function policy.shape(parsed, text)

@@ -1,10 +1,9 @@
 -- A pool of credits: what one period allows, what was used of it, and what crosses its end.
 --
--- State in S[b+1..7]: start and end of the period, anchor, used, drawn, over, carried (signed);
--- S[b+8] is what remains (huge where the limit is unlimited). used = taken from the period's own
--- allowance, drawn = taken from grants, over = covered by no source.
+-- State: start and end of the period, anchor, used (taken from the period's own allowance), drawn (taken
+-- from grants), over (covered by no source), carried (signed, brought in).
 
-local POOL_FORMAT = "I6I6I6I7I7I7i7"
+local POOL_FORMAT = "<I6I6I6I7I7I7i7"
 local POOL_SIZE = 46
 
 local pool = {}
@@ -19,11 +18,11 @@ end
 
 -- The `carried` of the period after m >= 1 missed boundaries, in O(1): every period after the first
 -- went unused, so it adds its whole limit once.
-local function closing(L, used, over, carried, m)
+local function closing(L, s, m)
   if L.limit == NONE then
     return L.rollover
   end
-  local n = max(0, L.limit + max(0, carried) - used) - over - max(0, -carried)
+  local n = max(0, L.limit + max(0, s.carried) - s.used) - s.over - max(0, -s.carried)
   n = carry(L, n)
   if m > 1 then
     n = carry(L, n + (m - 1) * L.limit)
@@ -31,18 +30,23 @@ local function closing(L, used, over, carried, m)
   return n
 end
 
-local function remaining(L, used, over, carried)
-  if L.limit == NONE then
-    return huge
+-- Sets what is left and returns how much would fit.
+local function measure(L, s)
+  local limit, carried, left = L.limit, s.carried, huge
+  if limit ~= NONE then
+    if carried > 0 then
+      limit = limit + carried
+    end
+    left = limit - s.used
+    if left < 0 then
+      left = 0
+    end
+    left = left - s.over
+    if carried < 0 then
+      left = left + carried
+    end
   end
-  return max(0, L.limit + max(0, carried) - used) - over - max(0, -carried)
-end
-
--- Lays out a state in S and says how much would fit now.
-local function pool_set(L, b, start, fin, anchor, used, drawn, over, carried)
-  local left = remaining(L, used, over, carried)
-  S[b + 1], S[b + 2], S[b + 3], S[b + 4] = start, fin, anchor, used
-  S[b + 5], S[b + 6], S[b + 7], S[b + 8] = drawn, over, carried, left
+  s.left = left
   if L.overage == NONE then
     return huge
   end
@@ -50,94 +54,109 @@ local function pool_set(L, b, start, fin, anchor, used, drawn, over, carried)
 end
 
 -- Reads the state and brings it to the period that holds `now`, however many were missed.
-function pool.load(L, rec, now, b)
-  local start, fin, anchor, used, drawn, over, carried = sunpack(L.format, rec, L.offset)
-  if now >= fin then
+function pool.load(L, rec, now, s)
+  s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried = sunpack(POOL_FORMAT, rec, L.offset)
+  if now >= s.fin then
     if L.mode == 3 then
-      start, fin, carried = 0, 0, 0
+      s.start, s.fin, s.carried = 0, 0, 0
     else
-      carried = closing(L, used, over, carried, calendar.missed(L, anchor, fin, now))
-      start, fin = calendar.period(L, anchor, now)
+      s.carried = closing(L, s, calendar.missed(L, s.anchor, s.fin, now))
+      s.start, s.fin = calendar.period(L, s.anchor, now)
     end
-    used, drawn, over = 0, 0, 0
+    s.used, s.drawn, s.over = 0, 0, 0
   end
-  return pool_set(L, b, start, fin, anchor, used, drawn, over, carried)
+  return measure(L, s)
 end
 
 -- The state of a pool that enters a record at `now`.
-function pool.fresh(L, now, anchor, b)
-  local start, fin = now, NEVER
+function pool.fresh(L, now, anchor, s)
+  s.start, s.fin, s.anchor = now, NEVER, anchor
+  s.used, s.drawn, s.over, s.carried = 0, 0, 0, 0
   if L.mode == 3 then
-    start, fin = 0, 0
+    s.start, s.fin = 0, 0
   elseif L.unit > 0 then
-    start, fin = calendar.period(L, anchor, now)
+    s.start, s.fin = calendar.period(L, anchor, now)
   end
-  return pool_set(L, b, start, fin, anchor, 0, 0, 0, 0)
+  return measure(L, s)
 end
 
--- Charges c: first the period's allowance, then beyond it.
-function pool.charge(L, c, now, b)
-  if S[b + 2] == 0 then -- closed: the first charge opens the period
-    S[b + 1] = now
-    local _, fin = calendar.period(L, now, now)
-    S[b + 2] = fin
-  end
-  local room = huge
-  if L.limit ~= NONE then
-    room = max(0, L.limit + max(0, S[b + 7]) - S[b + 4])
-  end
-  local own = min(c, room)
-  S[b + 4] = S[b + 4] + own
-  S[b + 6] = S[b + 6] + c - own
-  S[b + 8] = S[b + 8] - c
-  pool.guard(L, 0, b)
-end
-
--- Ends the call if charging c would take the counters past what they hold.
-function pool.guard(L, c, b)
-  if S[b + 4] + S[b + 5] + S[b + 6] + max(0, -S[b + 7]) + c > MAX_COUNTER then
+-- Ends the call if charging c more would take the counters past what they hold.
+function pool.guard(L, c, s)
+  if s.used + s.drawn + s.over + max(0, -s.carried) + c > MAX_COUNTER then
     error("METERD-OVERFLOW " .. L.name, 0)
   end
 end
 
+-- Charges c: first the period's allowance, then beyond it.
+function pool.charge(L, c, now, s)
+  if s.fin == 0 then -- closed: the first charge opens the period
+    s.start = now
+    local _, fin = calendar.period(L, now, now)
+    s.fin = fin
+  end
+  local own = c
+  if L.limit ~= NONE then
+    own = min(c, max(0, L.limit + max(0, s.carried) - s.used))
+  end
+  s.used, s.over, s.left = s.used + own, s.over + c - own, s.left - c
+  pool.guard(L, 0, s)
+end
+
+-- The plain case in one go: load, charge, pack and figures, where the period goes on and its own
+-- allowance covers c > 0. Returns the state, the figures, and what would fit after it; nil: not plain.
+function pool.take(L, rec, now, c)
+  local start, fin, anchor, used, drawn, over, carried = sunpack(POOL_FORMAT, rec, L.offset)
+  local limit, room = L.limit, L.overage
+  local left = limit - used - c
+  if now >= fin or left < 0 or drawn + over > 0 or carried ~= 0 or used + c > MAX_COUNTER then
+    return nil
+  end
+  used = used + c
+  local resets = fin ~= NEVER and fin or NONE
+  room = room ~= NONE and left + room or huge
+  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, 0),
+    spack(FIGURES, 1, limit, used, left, 0, c, resets, NONE),
+    room
+end
+
 -- Gives back up to c, newest source first. Returns what came back.
-function pool.refund(L, c, _, b)
-  local from_over = min(c, S[b + 6])
-  local from_used = min(c - from_over, S[b + 4])
-  S[b + 6] = S[b + 6] - from_over
-  S[b + 4] = S[b + 4] - from_used
-  S[b + 8] = remaining(L, S[b + 4], S[b + 6], S[b + 7])
+function pool.refund(L, c, _, s)
+  local from_over = min(c, s.over)
+  local from_used = min(c - from_over, s.used)
+  s.over, s.used = s.over - from_over, s.used - from_used
+  measure(L, s)
   return from_over + from_used
 end
 
 -- Sets the use of the running period to exactly n.
-function pool.adjust(L, n, now, b)
-  if n > 0 and S[b + 2] == 0 then
-    pool.charge(L, 0, now, b)
+function pool.adjust(L, n, now, s)
+  if n > 0 and s.fin == 0 then
+    pool.charge(L, 0, now, s)
   end
   local own = n
   if L.limit ~= NONE then
-    own = min(n, max(0, L.limit + max(0, S[b + 7])))
+    own = min(n, max(0, L.limit + max(0, s.carried)))
   end
-  S[b + 4], S[b + 5], S[b + 6] = own, 0, n - own
-  S[b + 8] = remaining(L, own, n - own, S[b + 7])
+  s.used, s.drawn, s.over = own, 0, n - own
+  measure(L, s)
 end
 
--- Figures for a reply, from O[o] on: limit, used, remaining, over.
--- Returns the next boundary, NONE where there is none.
-function pool.figures(L, _, b, o)
-  O[o] = L.limit
-  O[o + 1] = S[b + 4] + S[b + 5] + S[b + 6]
-  O[o + 2] = S[b + 8] == huge and NONE or S[b + 8]
-  O[o + 3] = S[b + 6]
-  local fin = S[b + 2]
-  return (fin == 0 or fin == NEVER) and NONE or fin
+-- Figures for a reply: limit, used, left, over, next boundary; NONE for what there is not.
+function pool.figures(L, _, s)
+  local left, fin = s.left, s.fin
+  if left == huge then
+    left = NONE
+  end
+  if fin == 0 or fin == NEVER then
+    fin = NONE
+  end
+  return L.limit, s.used + s.drawn + s.over, left, s.over, fin
 end
 
 -- The first boundary (an instant) at which c fits, NONE if there is none within a century. `carried`
 -- grows from boundary to boundary, by one limit each, so the first that suffices is found by division.
-function pool.retry_at(L, c, now, b)
-  local fin = S[b + 2]
+function pool.retry_at(L, c, now, s)
+  local fin = s.fin
   if fin == NEVER then
     return NONE
   end
@@ -145,7 +164,7 @@ function pool.retry_at(L, c, now, b)
   if fin == 0 or L.mode == 3 then
     return need <= 0 and fin > 0 and fin or NONE
   end
-  local carried = closing(L, S[b + 4], S[b + 6], S[b + 7], 1)
+  local carried = closing(L, s, 1)
   local k = 1
   if carried < need then
     if need > L.rollover or L.limit == 0 then
@@ -153,45 +172,37 @@ function pool.retry_at(L, c, now, b)
     end
     k = 1 + ceil((need - carried) / L.limit)
   end
-  local at = calendar.later(L, S[b + 3], fin, k)
+  local at = calendar.later(L, s.anchor, fin, k)
   return at and at - now <= CENTURY and at or NONE
 end
 
 -- The same use under another definition: what was used stays used, the period keeps its start.
-function pool.convert(old, L, now, b)
-  local start, fin, anchor = S[b + 1], S[b + 2], S[b + 3]
+function pool.convert(old, L, now, s)
   local same = old.unit == L.unit and old.every == L.every and old.mode == L.mode and old.anchor == L.anchor
   if not (same and old.zone_name == L.zone_name) then
-    if fin == 0 then
+    if s.fin == 0 then
       if L.mode ~= 3 then
-        pool.fresh(L, now, anchor, b)
-        start, fin = S[b + 1], S[b + 2]
+        pool.fresh(L, now, s.anchor, s)
       end
-    else
-      fin = NEVER
+    else -- a running period ends at the first boundary of the new grid
+      s.fin = NEVER
       if L.unit > 0 then
-        start, fin = pool.rebase(L, start, anchor, now)
+        local _, fin = calendar.period(L, L.mode == 3 and s.start or s.anchor, now)
+        s.fin = fin
       end
     end
   end
-  return pool_set(L, b, start, fin, anchor, S[b + 4], S[b + 5], S[b + 6], S[b + 7])
-end
-
--- A running period on another grid: it keeps its start and ends at the first boundary after now.
-function pool.rebase(L, start, anchor, now)
-  local _, fin = calendar.period(L, L.mode == 3 and start or anchor, now)
-  return start, fin
+  return measure(L, s)
 end
 
 -- Closes the period at `now` as its end would have, and opens one from now.
-function pool.close(L, now, anchor, b)
-  local carried = closing(L, S[b + 4], S[b + 6], S[b + 7], 1)
-  return pool_set(L, b, now, S[b + 2], anchor, 0, 0, 0, carried)
+function pool.close(L, now, anchor, s)
+  s.carried = closing(L, s, 1)
+  s.start, s.anchor = now, anchor
+  s.used, s.drawn, s.over = 0, 0, 0
+  return measure(L, s)
 end
 
-function pool.put(_, b, n)
-  for i = 1, 7 do
-    N[n + i] = S[b + i]
-  end
-  return n + 7
+function pool.pack(_, s)
+  return spack(POOL_FORMAT, s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried)
 end

@@ -23,12 +23,16 @@ _ITEM = re.compile(r"-- (?:ARGV  |     {2})(\d.*)")
 
 @dataclass(frozen=True)
 class Header:
-    """What one entry says of itself. `most_keys`, `most_arguments`: the largest counts it takes."""
+    """What one entry says of itself. `most_keys`, `most_arguments`: the largest counts it takes.
+
+    `one`: it names one record, and reads those above only for when they were last seen.
+    """
 
     entry: str
     sentence: str
     least_keys: int
     most_keys: int
+    one: bool
     kinds: tuple[str, ...]
     arguments: tuple[str, ...]
     repeated: bool
@@ -153,6 +157,7 @@ def header(entry: str) -> Header:
         sentence,
         least,
         most,
+        any("levels above" in line for line in found["KEYS"]),
         kinds,
         arguments,
         repeated,

@@ -1,4 +1,4 @@
-"""What the tests of faults share: plans, meters of both kinds behind one interface, raw snapshots."""
+"""What the tests of faults share: plans, both kinds of meter behind one interface, snapshots."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ class Driven:
 
         return call
 
-
     def awaited(self, work: Any) -> Any:
         """The result of a call that a limiter made."""
         return work if self._runner is None else self._runner.run(_awaited(work))
@@ -91,7 +90,7 @@ def snapshot(server: Server, prefix: str) -> dict[bytes, bytes]:
     client = server.client()
     with contextlib.closing(client):
         head = prefix.encode()
-        keys = [key for key in client.scan_iter(match=head + b":*", count=1000)]
+        keys = list(client.scan_iter(match=head + b":*", count=1000))
         found = {key[len(head) :]: client.dump(key) for key in keys}
     # Written by the client beforehand, named by their content: nothing refers to one too many.
     found.pop(b":{store}:policies", None)

@@ -72,7 +72,8 @@ def certain(op: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except OutcomeUnknown as error:
-            assert error.op == op
+            if error.op != op:
+                raise
 
 
 # --- One fault at a time
@@ -145,7 +146,8 @@ def test_nothing_comes_back_at_all(
 
 def misbehave(proxy: FaultProxy, seed: int) -> None:
     """Every fault once, then at random."""
-    proxy.next(*RATES)
+    for fault in RATES:
+        proxy.next(fault, faulty.PASS)
     proxy.random(seed, RATES)
 
 
@@ -202,8 +204,7 @@ def test_random_faults_without_op(
         before, amount = 1 - index % 2, index + 10
         try:
             decision = meter.consume(f"s{index}", "credits", amount)
-        except OutcomeUnknown as error:
-            assert error.op is None
+        except OutcomeUnknown:
             possible.append((before, before + amount))
         else:
             state = decision["credits"]
@@ -224,7 +225,7 @@ def test_random_faults_without_op(
 def test_random_faults_on_questions(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str
 ) -> None:
-    meter = either(proxy.url, prefix=prefix, timeout=0.6)
+    meter = either(proxy.url, prefix=prefix, timeout=1)
     meter.open()
     for index in range(20):
         direct.consume(f"s{index}", "credits", index + 1)

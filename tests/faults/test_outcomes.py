@@ -6,13 +6,19 @@ No network: a simulated server executes, loses or refuses each attempt, and coun
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
+from redis.exceptions import (
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ResponseError,
+)
 
-from meterd.errors import MeterdError, OutcomeUnknown, ScriptError, Unavailable
+from meterd.errors import MeterdError, OutcomeUnknown, Unavailable
 from meterd.flow import Flow, Send, Sleep
 from meterd.scripts import Scripts
 from meterd.session import Session
@@ -29,7 +35,7 @@ class Simulated:
         self.outcomes = iter(outcomes)
         self.with_op = with_op
         self.charged = 0
-        self.attempts = 0
+        self.lost = 0  # answers to the call itself
 
     def execute(self) -> bytes:
         if not (self.with_op and self.charged):
@@ -41,6 +47,7 @@ class Simulated:
         if outcome == "not_sent":
             raise NotSent("refused")
         if outcome == "lost_before":
+            self.lost += b"FUNCTION" not in packed[:20]
             raise MaybeSent("lost on the way")
         if outcome == "full":
             return OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
@@ -48,7 +55,6 @@ class Simulated:
             if outcome == "lost_after":
                 raise MaybeSent("lost on the way back")
             return b"name"
-        self.attempts += 1
         if outcome == "missing":
             if b"FCALL" in packed[:20]:
                 return ResponseError("ERR Function not found")
@@ -56,6 +62,7 @@ class Simulated:
                 return NoScriptError("No matching script.")
         answer = self.execute()
         if outcome == "lost_after":
+            self.lost += 1
             raise MaybeSent("lost on the way back")
         return answer
 
@@ -78,51 +85,72 @@ def run(flow: Flow[Any], server: Simulated) -> Any:
         return stop.value
 
 
+def ending(flow: Flow[Any], server: Simulated) -> Any:
+    """What the caller gets: the answer, or the error itself."""
+    try:
+        return run(flow, server)
+    except MeterdError as error:
+        return error
+
+
 @pytest.mark.parametrize("functions", [True, False], ids=["functions", "evalsha"])
 @pytest.mark.parametrize("op", ["op-1", None], ids=["op", "bare"])
 def test_a_charge_is_never_reported_wrongly(op: str | None, functions: bool) -> None:
-    ends = dict.fromkeys(("returned", "Unavailable", "OutcomeUnknown", "ScriptError"), 0)
+    kinds: Counter[type] = Counter()
     for outcomes in itertools.product(OUTCOMES, repeat=5):
         server = Simulated(outcomes, op is not None)
         session = Session(SCRIPTS, 1.0, functions=functions)
-        try:
-            answer = run(session.call("consume", [b"k"], [b""], op=op), server)
-        except MeterdError as error:
-            ends[type(error).__name__] += 1
-            if isinstance(error, (Unavailable, ScriptError)):
-                assert server.charged == 0, (outcomes, error)
-            else:
-                assert isinstance(error, OutcomeUnknown)
-                assert error.op == op
-                assert {"lost_before", "lost_after"} & set(outcomes)
-                assert server.charged <= 1, outcomes
-        else:
-            ends["returned"] += 1
-            assert answer == b"answer"
+        end = ending(session.call("consume", [b"k"], [b""], op=op), server)
+        kinds[type(end)] += 1
+        if isinstance(end, bytes):
             assert server.charged == 1, outcomes
-    assert all(count for name, count in ends.items() if name != "ScriptError"), ends
+        elif isinstance(end, OutcomeUnknown):
+            assert end.op == op
+            assert server.charged <= 1, outcomes
+            assert {"lost_before", "lost_after"} & set(outcomes)
+        else:
+            assert isinstance(end, Unavailable), (outcomes, end)
+            assert server.charged == 0, (outcomes, end)
+    assert set(kinds) == {bytes, OutcomeUnknown, Unavailable}
+
+
+def test_a_charge_without_op_is_not_sent_again() -> None:
+    for outcomes in itertools.product(OUTCOMES, repeat=4):
+        server = Simulated(outcomes, False)
+        end = ending(Session(SCRIPTS, 1.0).call("consume", [b"k"], [b""]), server)
+        assert isinstance(end, OutcomeUnknown) == (server.lost > 0), outcomes
+        assert server.lost <= 1
 
 
 @pytest.mark.parametrize("entry", ["check", "usage"])
-def test_a_question_is_asked_again_or_unavailable(entry: str) -> None:
-    for outcomes in itertools.product(OUTCOMES, repeat=4):
-        session = Session(SCRIPTS, 1.0)
-        server = Simulated(outcomes, False)
-        lost_first = outcomes[0].startswith("lost")
-        try:
-            run(session.call(entry, [b"k"], [b""]), server)
-        except Unavailable:
-            assert {"not_sent", "full", "lost_before", "lost_after"} & set(outcomes)
-        else:
-            assert not lost_first or server.attempts + outcomes.count("lost_before") > 1
-
-
-def test_a_charge_without_op_is_sent_once() -> None:
+def test_a_question_is_asked_again(entry: str) -> None:
     for outcomes in itertools.product(OUTCOMES, repeat=4):
         server = Simulated(outcomes, False)
-        session = Session(SCRIPTS, 1.0)
-        try:
-            run(session.call("consume", [b"k"], [b""]), server)
-        except MeterdError:
-            continue
-        assert "lost_before" not in outcomes[: server.attempts]
+        end = ending(Session(SCRIPTS, 1.0).call(entry, [b"k"], [b""]), server)
+        assert isinstance(end, bytes | Unavailable), (outcomes, end)
+        if set(outcomes) <= {"answered", "lost_before", "lost_after"}:
+            assert end == b"answer", outcomes
+
+
+def test_others_find_out_meanwhile_that_there_are_no_functions() -> None:
+    """Several calls are under way when the first learns it: each of them starts over."""
+    session = Session(SCRIPTS, 1.0)
+    flows = [session.call("consume", [b"k"], [b""]) for _ in range(3)]
+    for flow in flows:
+        assert b"FCALL" in next(flow).request.packed  # type: ignore[union-attr]
+    for flow in flows:
+        again = flow.send(ResponseError("unknown command `FCALL`, with args beginning with: `x`"))
+        assert b"EVALSHA" in again.request.packed  # type: ignore[union-attr]
+
+
+def test_a_library_refused_while_others_load_it() -> None:
+    session = Session(SCRIPTS, 1.0)
+    flows = [session.call("consume", [b"k"], [b""]) for _ in range(3)]
+    for flow in flows:
+        next(flow)
+    for flow in flows:
+        load = flow.send(ResponseError("Function not found"))
+        assert b"LOAD" in load.request.packed  # type: ignore[union-attr]
+    for flow in flows:
+        again = flow.send(NoPermissionError("this user may not run 'function|load'"))
+        assert b"EVALSHA" in again.request.packed  # type: ignore[union-attr]

@@ -1,0 +1,72 @@
+-- What comes with every call that opens a record: the caller's view of the catalog, and what a repeated
+-- call brings along.
+
+local ABSENT = "\0\0\0\0\0\0\0\0"
+local NOTHING = {}
+
+local request = {}
+local contexts, context_count = {}, 0 -- parsed ones, at most 64
+
+-- The caller's view of the catalog: revision, the policy of a root's first sight (8 zero bytes: none),
+-- and either the group that `join` asks for or "!": records here follow exactly that policy.
+function request.context(text)
+  local known = contexts[text]
+  if known then
+    return known
+  end
+  if #text < 12 or #text > 76 then
+    bad("context: 4 bytes of revision, 8 of policy, then a group or '!'")
+  end
+  local rev, first = sunpack("<I4c8", text)
+  local rest = sub(text, 13)
+  if rest ~= "" and rest ~= "!" and not find(rest, "^[%w_.-]+$") then
+    bad("context: not a group name")
+  end
+  known = { rev = rev, first = first ~= ABSENT and first or nil, pinned = rest == "!" }
+  known.join = not known.pinned and rest ~= "" and rest or nil
+  if known.pinned and not known.first then
+    bad("context: '!' goes with a policy")
+  end
+  if context_count >= 64 then
+    contexts, context_count = {}, 0
+  end
+  contexts[text], context_count = known, context_count + 1
+  return known
+end
+
+-- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...}}.
+-- A move says: the record of that level, if laid out by `from`, is read by the definitions of `old` and
+-- becomes one of `to`. A level may be offered several, for what its record may have become.
+function request.extra(text)
+  if text == "" then
+    return NOTHING
+  end
+  local ok, extra = pcall(munpack, text)
+  if not ok or type(extra) ~= "table" then
+    bad("extra: not a msgpack map")
+  end
+  if extra.p ~= nil and type(extra.p) ~= "table" then
+    bad("extra: policies are a map of bytes")
+  end
+  if extra.m ~= nil then
+    local moves = {}
+    if type(extra.m) ~= "table" then
+      bad("extra: moves are a list")
+    end
+    for _, move in ipairs(extra.m) do
+      local level = type(move) == "table" and #move == 4 and move[1]
+      if level ~= 1 and level ~= 2 and level ~= 3 and level ~= 4 then
+        bad("extra: a move is level, from, old, to")
+      end
+      for i = 2, 4 do
+        if type(move[i]) ~= "string" or #move[i] ~= 8 then
+          bad("extra: a move is level, from, old, to")
+        end
+      end
+      moves[move[1]] = moves[move[1]] or {}
+      moves[move[1]][move[2]] = move
+    end
+    extra.m = moves
+  end
+  return extra
+end

@@ -1,0 +1,150 @@
+"""`lua/README.md` is a map of what is there: every file, key, status, and the sizes as they are."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+import redis
+
+from meterd import Bucket, Code, Flag, Plan, Pool, wire
+from meterd.keys import Keyspace
+from meterd.scripts import ENTRIES, LIBRARIES, lua_root
+from meterd.testing import ManualClock
+from tests.engine.conftest import Make
+from tests.engine.headers import header
+
+TEXT = (lua_root() / "README.md").read_text(encoding="utf-8")
+
+
+def table(first: str) -> list[list[str]]:
+    """The rows of the table whose head begins with that cell."""
+    lines = TEXT.split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[at + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_every_file_stands_in_it() -> None:
+    assert [row[0] for row in table("entry")] == [f"`{entry}.lua`" for entry in ENTRIES]
+    assert [row[0] for row in table("library")] == [f"`lib/{name}.lua`" for name in LIBRARIES]
+
+
+def test_what_entries_write() -> None:
+    for name, _, writes in table("entry"):
+        said = header(name.strip("`").removesuffix(".lua"))
+        for kind in ("record", "operation id", "meta", "catalog"):
+            if said.entry != "forget":
+                assert (kind in writes) == (kind in said.writes), (name, kind)
+        assert (writes == "nothing") == (said.writes == "nothing")
+
+
+def test_every_kind_of_key() -> None:
+    keys = Keyspace()
+    path = keys.path("acme/team")
+    shapes = [re.sub(r"<\w+>", "", row[0].strip("`")) for row in table("key")]
+    for key in (
+        path.keys[1],
+        keys.limiter("login", ("::1",)).keys[0],
+        keys.op(path, "id"),
+        keys.meta(path),
+        keys.catalog,
+        keys.policies,
+        keys.clock,
+    ):
+        shape = re.sub(r"\{...\}", "{tag}", key.decode())
+        kept = re.sub(r"(?<=:[slom]:).*", "", shape)
+        assert [s for s in shapes if re.sub(r"(?<=:[slom]:).*", "", s) == kept], shape
+    assert len(shapes) == 7
+
+
+def test_every_status_and_code() -> None:
+    words = {
+        "decided": wire.DECIDED,
+        "replayed": wire.REPLAYED,
+        "need": wire.NEED,
+        "stale": wire.STALE,
+        "conflict": wire.CONFLICT,
+        "done": wire.DONE,
+        "unknown": wire.UNKNOWN,
+    }
+    assert {row[1]: int(row[0]) for row in table("status")} == words
+    assert {row[1]: int(row[0]) for row in table("code")} == {
+        str(code): i for i, code in enumerate(wire._CODES)
+    }
+    assert {row[1] for row in table("code")} == set(Code)
+
+
+def test_every_marker() -> None:
+    used: set[str] = set()
+    for file in lua_root().rglob("*.lua"):
+        used |= set(re.findall(r"\"(METERD-[A-Z]+) ", file.read_text(encoding="utf-8")))
+    assert {row[0] for row in table("marker")} == used
+
+
+def test_every_argument_of_several_entries() -> None:
+    named = [name for entry in ENTRIES for name in header(entry).arguments]
+    shared = {name for name in named if named.count(name) > 2}
+    told = {name for row in table("argument") for name in row[0].split(", ")}
+    assert told == shared
+
+
+def test_the_sizes_of_states_add_up_and_are_those_of_the_records(
+    make: Make, client: redis.Redis
+) -> None:
+    sizes = {}
+    for name, kind, size, state in table("limit"):
+        assert sum(int(n) for n in re.findall(r"\b(\d+)\b", state)) == int(size)
+        sizes[name] = int(size)
+        assert int(kind) == len(sizes)
+    limits = {
+        "pool": Pool("x", 5, "day"),
+        "fixed": Bucket("x", 5, "1m", algorithm="fixed"),
+        "sliding": Bucket("x", 5, "1m"),
+        "token": Bucket("x", 5, "1m", algorithm="token"),
+        "flag": Flag("x"),
+    }
+    assert set(sizes) == set(limits)
+    meter = make([Plan(name, includes=[limit]) for name, limit in limits.items()], clock=ManualClock())
+    for name in limits:
+        meter.subscribe(name, name)
+        record = client.get(meter._keys.path(name).keys[0])
+        assert len(record) == 20 + sizes[name]
+
+
+def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
+    clock = ManualClock()
+    plan = Plan("p", includes=[Pool("c", 100, "1h"), Bucket("b", 9, "1m", algorithm="fixed")])
+    meter = make([plan], clock=clock)
+    meter.subscribe("a", "p")
+    clock.advance(seconds=7)
+    meter.report("a", {"c": 103, "b": 2})
+    meter.override("a", "b", limit=20, expires="1h")
+    rec = client.get(meter._keys.path("a").keys[0])
+    (bytes_of,) = ([row[0] for row in table("bytes")],)
+    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ rest"]
+    version, flags, policy, revision = struct.unpack_from("<BB8sI", rec)
+    assert (version, flags, revision) == (1, 2, 1)
+    assert client.hexists(meter._keys.policies, policy)
+    numbers = [
+        int.from_bytes(rec[at : at + size], "little")
+        for at, size in ((14, 6), (20, 6), (26, 6), (32, 6), (38, 7), (45, 7), (52, 7), (59, 7), (66, 6), (72, 5))
+    ]
+    start = clock.now_ms - 7000
+    assert numbers == [
+        clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, clock.now_ms, 2,
+    ]  # fmt: skip
+    assert wire.msgpack.unpackb(rec[77:]) == {
+        "o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}
+    }
+
+
+@pytest.mark.parametrize("number", ["10^15", "9 * 10^15", "10^12", "2^48 - 1", "-2^53"])
+def test_the_limits_of_numbers(number: str) -> None:
+    assert number in TEXT
+    assert number in (lua_root() / "lib" / "base.lua").read_text(encoding="utf-8")
