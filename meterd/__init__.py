@@ -1,30 +1,34 @@
-"""meterd: credits and rate limits in one atomic call, on Redis or Valkey."""
+"""meterd: credits and rate limits in one atomic call, on Redis or Valkey.
 
-from typing import TYPE_CHECKING, Any
+Names are imported when they are first used: the pytest plugin, which every test run loads, and the
+command line's help need next to nothing.
+"""
 
-from meterd.catalog import Diff, load_plans, load_toml
-from meterd.client import Meter
-from meterd.errors import (
-    CatalogMismatch,
-    MeterdError,
-    NoPlan,
-    NotIncluded,
-    OpConflict,
-    OpNotFound,
-    OutcomeUnknown,
-    PolicyError,
-    RateLimited,
-    Refused,
-    ScriptError,
-    Unavailable,
-    UnsafeServer,
-    UsageExceeded,
-)
-from meterd.policy import Bucket, Flag, Plan, Pool, Price
-from meterd.result import Code, Decision, LimitState, Usage
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
+    from meterd.catalog import Diff, load_plans, load_toml
+    from meterd.client import Meter
+    from meterd.errors import (
+        CatalogMismatch,
+        MeterdError,
+        NoPlan,
+        NotIncluded,
+        OpConflict,
+        OpNotFound,
+        OutcomeUnknown,
+        PolicyError,
+        RateLimited,
+        Refused,
+        ScriptError,
+        Unavailable,
+        UnsafeServer,
+        UsageExceeded,
+    )
+    from meterd.policy import Bucket, Flag, Plan, Pool, Price
+    from meterd.result import Code, Decision, LimitState, Usage
 
 __version__ = "0.1.0"
 
@@ -59,11 +63,25 @@ __all__ = [
     "load_toml",
 ]
 
+_HOMES = {
+    "aio": ("AsyncMeter",),
+    "catalog": ("Diff", "load_plans", "load_toml"),
+    "client": ("Meter",),
+    "policy": ("Bucket", "Flag", "Plan", "Pool", "Price"),
+    "result": ("Code", "Decision", "LimitState", "Usage"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-def __getattr__(name: str) -> Any:
-    # asyncio is not imported by programs that never use it.
-    if name == "AsyncMeter":
-        from meterd.aio import AsyncMeter
 
-        return AsyncMeter
-    raise AttributeError(f"module 'meterd' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker is to see what is not there
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'meterd' has no attribute {name!r}")
+        home = import_module(f"meterd.{_HOME_OF.get(name, 'errors')}")
+        found = globals()[name] = getattr(home, name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -177,28 +177,33 @@ class Session:
         if everywhere:
             nodes = yield from self.nodes()
             steps = [SendTo(node, Request(packed, None), left / len(nodes)) for node in nodes]
-        loaded, problem = False, None
+        problem: Exception = NotSent("no server is known")
+        loaded = False
         for step in steps:
             try:
                 reply = yield step
             except (NotSent, MaybeSent) as error:
-                problem = error
-                continue
-            loaded = True
-            if isinstance(reply, ResponseError):
-                self._refused(reply)
+                reply = error
+            if isinstance(reply, Exception):
+                problem = reply
+            else:
+                loaded = True
         if not loaded:
-            raise Unavailable(f"the function library could not be loaded: {problem}") from problem
+            self._unloaded(problem)
 
-    def _refused(self, reply: ResponseError) -> None:
-        """The library was not loaded: is it for good, for now, or a bug?"""
-        upper = _text(reply).upper()
+    def _unloaded(self, problem: Exception) -> None:
+        """No server took the library: forbidden, not now, or a bug of ours?"""
+        if not isinstance(problem, ResponseError):
+            raise Unavailable(f"the function library could not be loaded: {problem}") from problem
+        upper = _text(problem).upper()
         if "NOPERM" in upper or "UNKNOWN" in upper:
             self.functions = False
         elif "OOM" in upper:
-            raise Unavailable(f"the server is out of memory: {reply}")
+            raise Unavailable(f"the server is out of memory: {problem}")
+        elif "READONLY" in upper or "LOADING" in upper:
+            raise Unavailable(f"the function library could not be loaded: {problem}")
         else:
-            raise ScriptError(f"the function library was refused: {reply}")
+            raise ScriptError(f"the function library was refused: {problem}")
 
     def _meaning(self, entry: str, message: str, functions: bool) -> Exception:
         """What an error reply means to the caller."""

@@ -305,5 +305,5 @@ def test_an_override_that_waited_for_a_bucket_is_cut_to_what_one_holds(make: Mak
         for _ in range(3):
             used += meter.report("a", kind, 4 * 10**11)[kind].applied
             assert meter.check("a", kind)[kind].used == used
-        assert used == (10**12 if kind != "token" else 5)  # its burst is its own plan's limit
+        assert used == 10**12
         assert meter.check("b", kind)[kind].limit == 5

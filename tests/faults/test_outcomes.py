@@ -19,10 +19,10 @@ from redis.exceptions import (
 )
 
 from meterd.errors import MeterdError, OutcomeUnknown, Unavailable
-from meterd.flow import Flow, Send, Sleep
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.scripts import Scripts
 from meterd.session import Session
-from meterd.transport import MaybeSent, NotSent
+from meterd.transport import MaybeSent, Node, NotSent
 
 OUTCOMES = ("answered", "not_sent", "lost_before", "lost_after", "missing", "full")
 SCRIPTS = Scripts()
@@ -74,7 +74,10 @@ def run(flow: Flow[Any], server: Simulated) -> Any:
             if type(step) is Sleep:
                 step = flow.send(None)
                 continue
-            assert type(step) is Send
+            if type(step) is Nodes:
+                step = flow.send([Node("here", 1)])
+                continue
+            assert isinstance(step, Send | SendTo)
             try:
                 reply = server.attempt(step.request.packed)
             except (NotSent, MaybeSent) as error:
