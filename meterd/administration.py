@@ -17,10 +17,11 @@ from meterd.compile import private_plan
 from meterd.errors import PolicyError, ScriptError, Unavailable
 from meterd.flow import Flow
 from meterd.keys import Path, Subject
-from meterd.operations import Joining, Moving, Operations, new_op
+from meterd.operations import Operations, new_op
 from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
 from meterd.policy_checks import FrozenMap
 from meterd.result import Level, Override, Usage
+from meterd.roles import Joining, Moving
 from meterd.timespec import instant_ms, refuse, shown
 from meterd.transport import Node
 

@@ -20,10 +20,11 @@ from meterd.limiter import Limiter, LimiterCalls
 from meterd.operations import Operations
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
+from meterd.revision import checked_plans
 from meterd.scripts import Scripts
 from meterd.session import Session
 from meterd.settings import settings_file
-from meterd.store import Store, checked_plans
+from meterd.store import Store
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
 

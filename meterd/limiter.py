@@ -11,9 +11,10 @@ from meterd import wire
 from meterd.errors import PolicyError
 from meterd.flow import Flow
 from meterd.keys import Path, Subject, checked_subject
-from meterd.operations import Operations, Pinned
+from meterd.operations import Operations
 from meterd.policy import Bucket, Plan
 from meterd.result import Decision
+from meterd.roles import Pinned
 from meterd.timespec import Seconds
 
 if TYPE_CHECKING:

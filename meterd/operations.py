@@ -11,10 +11,8 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from meterd import wire
-from meterd.compile import ABSENT, Policy
 from meterd.errors import (
     NoPlan,
     NotIncluded,
@@ -25,12 +23,12 @@ from meterd.errors import (
 )
 from meterd.flow import Flow, Sleep
 from meterd.keys import Keyspace, Path, Subject
-from meterd.policy import Bucket, Plan
 from meterd.result import Code, Decision
+from meterd.roles import Joining, Moving, Pinned
 from meterd.scripts import READ_ONLY
 from meterd.session import HorizonNeeded, Session
 from meterd.store import Store
-from meterd.timespec import Seconds, refuse, seconds
+from meterd.timespec import Seconds, seconds
 
 _ROUNDS = 12  # how often a script may ask for something before we believe that it never ends
 _HINTS = 8192
@@ -48,10 +46,6 @@ class Needs:
 
     def packed(self) -> bytes:
         return wire.extra(self.policies, self.moves)
-
-
-# Brings one stale record's move: (what the script said, joined plan) -> the policy to move to.
-Mover = Callable[[wire.Stale], Flow[Policy]]
 
 
 class Operations:
@@ -289,140 +283,6 @@ class Operations:
         self._hints.clear()
 
 
-class Joining:
-    """Records that follow the catalog; an unseen root joins what `join` and the defaults say."""
-
-    def __init__(
-        self, store: Store, join: str | None, *, root: bool = True, planless: bool = False
-    ) -> None:
-        """`root`: the first key is a root's. `planless`: what joins nothing gets a record."""
-        if join is not None and not isinstance(join, str):
-            raise refuse("join", join, "the id of a plan")
-        self._store = store
-        self._join = join
-        self._root = root
-        self._planless = planless
-        # Verbs that touch one record of a path count its levels differently: no hints between them.
-        self.hint = None if planless else f"join:{join or ''}"
-
-    def complain(self) -> None:
-        """An unseen root cannot join a retired plan (those who hold it may go on naming it)."""
-        if self._store.retired(self._join):
-            self._store.catalog.plan(self._join or "")
-
-    def first(self) -> Policy | None:
-        found = self._store.first(self._join) if self._root else None
-        return self._store.compile(()) if found is None and self._planless else found
-
-    def context(self) -> bytes:
-        if not self._planless:
-            return self._store.context(self._join)
-        first = self.first()
-        return wire.context(self._store.catalog.revision, first.name if first else ABSENT)
-
-    def target(self, row: wire.Stale) -> Flow[Policy]:
-        policy = yield from self._store.policy(row.policy)
-        plans = yield from self._store.plans_of(policy, current=True)
-        root = self._root and row.level == 1
-        return self._store.compile(self._store.brought_up(plans, root=root, join=self._join))
-
-    def degraded(self, costs: wire.Costs) -> Decision | None:
-        """The answer without a server, where costs reach only buckets that allow one."""
-        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
-        plans: Sequence[Plan] = [
-            *self._store.catalog.plans.values(),
-            *(self._store.own_plans or ()),
-        ]
-        for plan in plans:
-            for limit in plan.includes:
-                names = getattr(limit, "charges", {limit.name: 1})
-                for name in costs.names:
-                    if name in names:
-                        reached[name].append(limit)
-        return degraded(reached)
-
-
-class Pinned:
-    """Records of a plain limiter: they follow the limiter's own plan and no catalog."""
-
-    hint = "!"
-
-    def __init__(self, store: Store, plan: Plan) -> None:
-        self._store = store
-        self._plan = plan
-
-    def complain(self) -> None:
-        """A limiter's records always have their plan."""
-
-    def first(self) -> Policy:
-        return self._store.compile((self._plan,))
-
-    def context(self) -> bytes:
-        return wire.context(0, self.first().name, "!")
-
-    def target(self, row: wire.Stale) -> Flow[Policy]:
-        yield from self._store.policy(row.policy)
-        return self.first()
-
-    def degraded(self, costs: wire.Costs) -> Decision | None:
-        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
-        for limit in self._plan.includes:
-            for name in costs.names:
-                if isinstance(limit, Bucket) and name in limit.charges:
-                    reached[name].append(limit)
-        return degraded(reached)
-
-
-class Moving:
-    """Records whose plans the caller changes: `change(plans)` gives a record's new ones.
-
-    `unseen`: the plans of a subject that has no record yet.
-    """
-
-    hint = None
-
-    def __init__(
-        self,
-        store: Store,
-        *,
-        root: bool,
-        unseen: list[Plan],
-        change: Callable[[list[Plan]], list[Plan]],
-    ) -> None:
-        self._store = store
-        self._unseen = unseen
-        self._root = root
-        self._change = change
-
-    def _policy(self, plans: list[Plan]) -> Policy:
-        return self._store.compile(self._store.brought_up(plans, root=self._root, join=None))
-
-    def first(self) -> Policy:
-        return self._policy(self._unseen)
-
-    def context(self) -> bytes:
-        return wire.context(self._store.catalog.revision, self.first().name)
-
-    def target(self, row: wire.Stale) -> Flow[Policy]:
-        policy = yield from self._store.policy(row.policy)
-        plans = yield from self._store.plans_of(policy, current=True)
-        return self._policy(self._change(plans))
-
-
-def degraded(reached: Mapping[str, Sequence[Any]]) -> Decision | None:
-    """What buckets with `on_error` answer while the server cannot be asked; None if they cannot."""
-    refusing = False
-    for limits in reached.values():
-        if not limits:
-            return None
-        for limit in limits:
-            if not isinstance(limit, Bucket) or limit.on_error == "raise":
-                return None
-            refusing = refusing or limit.on_error == "deny"
-    code = Code.RATE_LIMITED if refusing else Code.OK
-    return Decision(not refusing, code, 0 if refusing else None, degraded=True)
-
-
 def decode(reply: bytes, path: Path, op: str | None) -> Decision:
     """A status 0 or 1 reply as a `Decision`."""
     if reply[0] not in (wire.DECIDED, wire.REPLAYED):
@@ -436,16 +296,3 @@ def decode(reply: bytes, path: Path, op: str | None) -> Decision:
 def new_op() -> str:
     """A fresh operation id."""
     return uuid.uuid4().hex
-
-
-__all__ = [
-    "ABSENT",
-    "Joining",
-    "Moving",
-    "Needs",
-    "Operations",
-    "Pinned",
-    "decode",
-    "degraded",
-    "new_op",
-]

@@ -17,7 +17,18 @@ from typing import NamedTuple
 from meterd.errors import ScriptError
 
 # In the order in which they build on one another.
-LIBRARIES = ("base", "calendar", "pool", "bucket", "policy", "request", "record", "op", "charge", "assign")
+LIBRARIES = (
+    "base",
+    "calendar",
+    "pool",
+    "bucket",
+    "policy",
+    "request",
+    "record",
+    "op",
+    "charge",
+    "assign",
+)
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",

@@ -15,8 +15,8 @@ from meterd.client import default_url
 from meterd.demo import Promise, run_demo
 from meterd.errors import Unavailable
 from meterd.keys import Keyspace
+from meterd.revision import Catalog
 from meterd.scripts import Scripts
-from meterd.store import Catalog
 from meterd.term import Look, number
 from meterd.transport import MaybeSent, Node, NotSent, Request, open_transport, pack, redact
 from meterd.transport.base import SyncTransport

@@ -1,0 +1,152 @@
+"""What the records of a call follow: a catalog, a limiter's plan, a change of plans.
+
+A role answers what a script may ask for: what an unseen subject gets, and what a record that is
+behind becomes. It decides; `operations` asks and sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from meterd import wire
+from meterd.compile import ABSENT, Policy
+from meterd.flow import Flow
+from meterd.policy import Bucket, Plan
+from meterd.result import Code, Decision
+from meterd.store import Store
+from meterd.timespec import refuse
+
+
+class Joining:
+    """Records that follow the catalog; an unseen root joins what `join` and the defaults say."""
+
+    def __init__(
+        self, store: Store, join: str | None, *, root: bool = True, planless: bool = False
+    ) -> None:
+        """`root`: the first key is a root's. `planless`: what joins nothing gets a record."""
+        if join is not None and not isinstance(join, str):
+            raise refuse("join", join, "the id of a plan")
+        self._store = store
+        self._join = join
+        self._root = root
+        self._planless = planless
+        # Verbs that touch one record of a path count its levels differently: no hints between them.
+        self.hint = None if planless else f"join:{join or ''}"
+
+    def complain(self) -> None:
+        """An unseen root cannot join a retired plan (those who hold it may go on naming it)."""
+        if self._store.retired(self._join):
+            self._store.catalog.plan(self._join or "")
+
+    def first(self) -> Policy | None:
+        found = self._store.first(self._join) if self._root else None
+        return self._store.compile(()) if found is None and self._planless else found
+
+    def context(self) -> bytes:
+        if not self._planless:
+            return self._store.context(self._join)
+        first = self.first()
+        return wire.context(self._store.catalog.revision, first.name if first else ABSENT)
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        policy = yield from self._store.policy(row.policy)
+        plans = yield from self._store.plans_of(policy, current=True)
+        root = self._root and row.level == 1
+        return self._store.compile(self._store.brought_up(plans, root=root, join=self._join))
+
+    def degraded(self, costs: wire.Costs) -> Decision | None:
+        """The answer without a server, where costs reach only buckets that allow one."""
+        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
+        plans: Sequence[Plan] = [
+            *self._store.catalog.plans.values(),
+            *(self._store.own_plans or ()),
+        ]
+        for plan in plans:
+            for limit in plan.includes:
+                names = getattr(limit, "charges", {limit.name: 1})
+                for name in costs.names:
+                    if name in names:
+                        reached[name].append(limit)
+        return degraded(reached)
+
+
+class Pinned:
+    """Records of a plain limiter: they follow the limiter's own plan and no catalog."""
+
+    hint = "!"
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self._store = store
+        self._plan = plan
+
+    def complain(self) -> None:
+        """A limiter's records always have their plan."""
+
+    def first(self) -> Policy:
+        return self._store.compile((self._plan,))
+
+    def context(self) -> bytes:
+        return wire.context(0, self.first().name, "!")
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        yield from self._store.policy(row.policy)
+        return self.first()
+
+    def degraded(self, costs: wire.Costs) -> Decision | None:
+        reached: dict[str, list[Any]] = {name: [] for name in costs.names}
+        for limit in self._plan.includes:
+            for name in costs.names:
+                if isinstance(limit, Bucket) and name in limit.charges:
+                    reached[name].append(limit)
+        return degraded(reached)
+
+
+class Moving:
+    """Records whose plans the caller changes: `change(plans)` gives a record's new ones.
+
+    `unseen`: the plans of a subject that has no record yet.
+    """
+
+    hint = None
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        root: bool,
+        unseen: list[Plan],
+        change: Callable[[list[Plan]], list[Plan]],
+    ) -> None:
+        self._store = store
+        self._unseen = unseen
+        self._root = root
+        self._change = change
+
+    def _policy(self, plans: list[Plan]) -> Policy:
+        return self._store.compile(self._store.brought_up(plans, root=self._root, join=None))
+
+    def first(self) -> Policy:
+        return self._policy(self._unseen)
+
+    def context(self) -> bytes:
+        return wire.context(self._store.catalog.revision, self.first().name)
+
+    def target(self, row: wire.Stale) -> Flow[Policy]:
+        policy = yield from self._store.policy(row.policy)
+        plans = yield from self._store.plans_of(policy, current=True)
+        return self._policy(self._change(plans))
+
+
+def degraded(reached: Mapping[str, Sequence[Any]]) -> Decision | None:
+    """What buckets with `on_error` answer while the server cannot be asked; None if they cannot."""
+    refusing = False
+    for limits in reached.values():
+        if not limits:
+            return None
+        for limit in limits:
+            if not isinstance(limit, Bucket) or limit.on_error == "raise":
+                return None
+            refusing = refusing or limit.on_error == "deny"
+    code = Code.RATE_LIMITED if refusing else Code.OK
+    return Decision(not refusing, code, 0 if refusing else None, degraded=True)
