@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequen
 from typing import Any, NoReturn, Self, TypeVar
 
 from meterd.administration import Instant
+from meterd.base import Costs, MeterBase, outcome_of
 from meterd.catalog import Diff
-from meterd.client import Costs, Observer, _Base, outcome_of
 from meterd.errors import PolicyError
 from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.keys import Subject, display
@@ -73,45 +73,18 @@ class Pending(Coroutine[Any, Any, T]):
         return f"<{self._verb}(...), not awaited yet>"
 
 
-class AsyncMeter(_Base):
+class AsyncMeter(MeterBase):
     """The asynchronous client: the same names, arguments and meanings as `Meter`.
 
     Its verbs return awaitables that raise `TypeError` when they are tested, unpacked or looked into
     without `await`. Cancelling a call never disturbs another one.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        plans: Sequence[Plan] | None = None,
-        apply: bool = False,
-        prefix: str = "meterd",
-        timeout: Seconds = 1.0,
-        max_connections: int = 50,
-        clock: Any = None,
-        op_retention: Any = "24h",
-        accept_eviction: bool = False,
-        observer: Observer | None = None,
-        client: Any = None,
-        **internal: Any,
-    ) -> None:
-        super().__init__(
-            url,
-            plans=plans,
-            apply=apply,
-            prefix=prefix,
-            timeout=timeout,
-            max_connections=max_connections,
-            clock=clock,
-            op_retention=op_retention,
-            accept_eviction=accept_eviction,
-            observer=observer,
-            client=client,
-            **internal,
-        )
-        self._transport: AsyncTransport = open_async_transport(
-            self._given_url, timeout=self._timeout, max_connections=max_connections, client=client
+    _transport: AsyncTransport
+
+    def _connect(self, url: str, timeout: float, max_connections: int, client: Any) -> None:
+        self._transport = open_async_transport(
+            url, timeout=timeout, max_connections=max_connections, client=client
         )
 
     @classmethod

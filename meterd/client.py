@@ -1,148 +1,27 @@
-"""`Meter`, the synchronous client, and what it shares with `AsyncMeter`.
-
-A meter builds flows and carries out their steps; the flows decide. `_Base` holds everything that is
-the same in both.
-"""
+"""`Meter`, the synchronous client: it builds flows and carries out their steps; flows decide."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from meterd.administration import Administration, Instant
-from meterd.catalog import Diff, load_settings
+from meterd.administration import Instant
+from meterd.base import Costs, MeterBase, default_url, outcome_of
+from meterd.catalog import Diff
 from meterd.errors import PolicyError
 from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
-from meterd.keys import Keyspace, Subject, display
-from meterd.limiter import Limiter, LimiterCalls
-from meterd.operations import Operations
+from meterd.keys import Subject, display
+from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
-from meterd.revision import checked_plans
-from meterd.scripts import Scripts
-from meterd.session import Session
-from meterd.settings import settings_file
-from meterd.store import Store
-from meterd.timespec import Seconds, duration_ms, refuse, seconds
+from meterd.timespec import Seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
 
 T = TypeVar("T")
-Costs = str | Mapping[str, int]
-Observer = Callable[[str, Subject, str, float], None]
 
 
-def default_url() -> str:
-    """METERD_URL, else `url` of the settings file (see `meterd.settings`)."""
-    found = os.environ.get("METERD_URL")
-    if found:
-        return found
-    path = settings_file()
-    url = load_settings(path).get("url") if path else None
-    if url:
-        return str(url)
-    raise PolicyError(
-        "no server given: pass a URL such as redis://localhost:6379/0, set METERD_URL, or write "
-        'url = "..." into meterd.toml'
-    )
-
-
-class _Base:
-    """Settings, checked; the flows of every verb; no I/O."""
-
-    def __init__(
-        self,
-        url: str | None,
-        *,
-        plans: Sequence[Plan] | None,
-        apply: bool,
-        prefix: str,
-        timeout: Seconds,
-        max_connections: int,
-        clock: Any,
-        op_retention: str | Any,
-        accept_eviction: bool,
-        observer: Observer | None,
-        client: Any,
-        scripts: Scripts | None = None,
-        functions: bool = True,
-    ) -> None:
-        if client is not None and url is not None:
-            raise PolicyError("give a url or a client, not both")
-        self._given_url = "" if client is not None else url if url is not None else default_url()
-        self._timeout = seconds(timeout, "timeout")
-        if type(max_connections) is not int or max_connections < 1:
-            raise refuse("max_connections", max_connections, "a positive integer")
-        self._max_connections = max_connections
-        self._client = client
-        if observer is not None and not callable(observer):
-            raise refuse("observer", observer, "a function (verb, subject, outcome, seconds)")
-        self._observer = observer
-        if clock is not None and not hasattr(clock, "now_ms"):
-            raise refuse("clock", clock, "something with now_ms, as meterd.testing.ManualClock")
-        self._keys = Keyspace(prefix)
-        session = Session(scripts or Scripts(), self._timeout, functions=functions)
-        self._store = Store(
-            session,
-            self._keys,
-            plans=None if plans is None else checked_plans(plans),
-            apply=apply,
-            manual=clock is not None,
-            accept_eviction=accept_eviction,
-        )
-        self._session = session
-        self._operations = Operations(
-            session,
-            self._store,
-            self._keys,
-            clock=None if clock is None else lambda: _now_ms(clock),
-            op_retention_ms=duration_ms(op_retention, field="op_retention"),
-        )
-        self._administration = Administration(self._operations)
-        self._closed = False
-        self._server: Any = None
-
-    def _observe(self, verb: str, subject: Subject, outcome: str, started: float) -> None:
-        if self._observer is not None:
-            self._observer(verb, subject, outcome, time.perf_counter() - started)
-
-    def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
-        return LimiterCalls(self._operations, name, limits)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url} prefix={self._keys.prefix!r}>"
-
-    @property
-    def url(self) -> str:
-        """Where the server is, without secrets."""
-        raise NotImplementedError
-
-    @property
-    def revision(self) -> int:
-        """The catalog's revision as this meter last saw it; 0 before the first apply."""
-        return self._store.catalog.revision
-
-
-def _now_ms(clock: Any) -> int:
-    now = clock.now_ms
-    if callable(now):
-        now = now()
-    if type(now) is not int or not 0 <= now < 2**46:
-        raise refuse("clock.now_ms", now, "an integer, ms since 1970")
-    return now
-
-
-def outcome_of(result: object) -> str:
-    """What the observer is told: a code, or the name of the error."""
-    if isinstance(result, Decision):
-        return str(result.code)
-    if isinstance(result, BaseException):
-        return type(result).__name__
-    return "OK"
-
-
-class Meter(_Base):
+class Meter(MeterBase):
     """The synchronous client. Thread-safe; one made before a fork is safe in each child.
 
     `url`: redis:// rediss:// unix:// redis+cluster:// redis+sentinel://, else METERD_URL, else
@@ -153,38 +32,11 @@ class Meter(_Base):
     I/O.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        plans: Sequence[Plan] | None = None,
-        apply: bool = False,
-        prefix: str = "meterd",
-        timeout: Seconds = 1.0,
-        max_connections: int = 50,
-        clock: Any = None,
-        op_retention: Any = "24h",
-        accept_eviction: bool = False,
-        observer: Observer | None = None,
-        client: Any = None,
-        **internal: Any,
-    ) -> None:
-        super().__init__(
-            url,
-            plans=plans,
-            apply=apply,
-            prefix=prefix,
-            timeout=timeout,
-            max_connections=max_connections,
-            clock=clock,
-            op_retention=op_retention,
-            accept_eviction=accept_eviction,
-            observer=observer,
-            client=client,
-            **internal,
-        )
-        self._transport: SyncTransport = open_transport(
-            self._given_url, timeout=self._timeout, max_connections=max_connections, client=client
+    _transport: SyncTransport
+
+    def _connect(self, url: str, timeout: float, max_connections: int, client: Any) -> None:
+        self._transport = open_transport(
+            url, timeout=timeout, max_connections=max_connections, client=client
         )
 
     @classmethod

@@ -1,0 +1,139 @@
+"""What `Meter` and `AsyncMeter` share: settings, checked, and the flows of every verb. No I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from meterd.administration import Administration
+from meterd.catalog import load_settings
+from meterd.errors import PolicyError
+from meterd.keys import Keyspace, Subject
+from meterd.limiter import LimiterCalls
+from meterd.operations import Operations
+from meterd.policy import Bucket, Plan
+from meterd.result import Decision
+from meterd.revision import checked_plans
+from meterd.scripts import Scripts
+from meterd.session import Session
+from meterd.settings import settings_file
+from meterd.store import Store
+from meterd.timespec import Seconds, duration_ms, refuse, seconds
+
+Costs = str | Mapping[str, int]
+Observer = Callable[[str, Subject, str, float], None]
+
+
+def default_url() -> str:
+    """METERD_URL, else `url` of the settings file (see `meterd.settings`)."""
+    found = os.environ.get("METERD_URL")
+    if found:
+        return found
+    path = settings_file()
+    url = load_settings(path).get("url") if path else None
+    if url:
+        return str(url)
+    raise PolicyError(
+        "no server given: pass a URL such as redis://localhost:6379/0, set METERD_URL, or write "
+        'url = "..." into meterd.toml'
+    )
+
+
+class MeterBase:
+    """Settings, checked; the flows of every verb; no I/O."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        plans: Sequence[Plan] | None = None,
+        apply: bool = False,
+        prefix: str = "meterd",
+        timeout: Seconds = 1.0,
+        max_connections: int = 50,
+        clock: Any = None,
+        op_retention: Any = "24h",
+        accept_eviction: bool = False,
+        observer: Observer | None = None,
+        client: Any = None,
+        scripts: Scripts | None = None,
+        functions: bool = True,
+    ) -> None:
+        """`scripts`, `functions`: which Lua to run and how, for the testing kit and for tests."""
+        if client is not None and url is not None:
+            raise PolicyError("give a url or a client, not both")
+        given = "" if client is not None else url if url is not None else default_url()
+        self._timeout = seconds(timeout, "timeout")
+        if type(max_connections) is not int or max_connections < 1:
+            raise refuse("max_connections", max_connections, "a positive integer")
+        if observer is not None and not callable(observer):
+            raise refuse("observer", observer, "a function (verb, subject, outcome, seconds)")
+        self._observer = observer
+        if clock is not None and not hasattr(clock, "now_ms"):
+            raise refuse("clock", clock, "something with now_ms, as meterd.testing.ManualClock")
+        self._keys = Keyspace(prefix)
+        session = Session(scripts or Scripts(), self._timeout, functions=functions)
+        self._store = Store(
+            session,
+            self._keys,
+            plans=None if plans is None else checked_plans(plans),
+            apply=apply,
+            manual=clock is not None,
+            accept_eviction=accept_eviction,
+        )
+        self._session = session
+        self._operations = Operations(
+            session,
+            self._store,
+            self._keys,
+            clock=None if clock is None else lambda: _now_ms(clock),
+            op_retention_ms=duration_ms(op_retention, field="op_retention"),
+        )
+        self._administration = Administration(self._operations)
+        self._closed = False
+        self._server: Any = None
+        self._connect(given, self._timeout, max_connections, client)
+
+    def _connect(self, url: str, timeout: float, max_connections: int, client: Any) -> None:
+        """Makes the transport. No I/O."""
+        raise NotImplementedError
+
+    def _observe(self, verb: str, subject: Subject, outcome: str, started: float) -> None:
+        if self._observer is not None:
+            self._observer(verb, subject, outcome, time.perf_counter() - started)
+
+    def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
+        return LimiterCalls(self._operations, name, limits)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url} prefix={self._keys.prefix!r}>"
+
+    @property
+    def url(self) -> str:
+        """Where the server is, without secrets."""
+        raise NotImplementedError
+
+    @property
+    def revision(self) -> int:
+        """The catalog's revision as this meter last saw it; 0 before the first apply."""
+        return self._store.catalog.revision
+
+
+def _now_ms(clock: Any) -> int:
+    now = clock.now_ms
+    if callable(now):
+        now = now()
+    if type(now) is not int or not 0 <= now < 2**46:
+        raise refuse("clock.now_ms", now, "an integer, ms since 1970")
+    return now
+
+
+def outcome_of(result: object) -> str:
+    """What the observer is told: a code, or the name of the error."""
+    if isinstance(result, Decision):
+        return str(result.code)
+    if isinstance(result, BaseException):
+        return type(result).__name__
+    return "OK"
