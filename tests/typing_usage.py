@@ -1,0 +1,187 @@
+"""How the public API is used, for the type checker: read by mypy --strict, never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+import meterd
+from meterd import (
+    AsyncMeter,
+    Bucket,
+    CatalogMismatch,
+    Code,
+    Decision,
+    Diff,
+    Flag,
+    LimitState,
+    Meter,
+    OutcomeUnknown,
+    Plan,
+    Pool,
+    Price,
+    Refused,
+    Usage,
+    load_plans,
+    load_toml,
+)
+from meterd.testing import ManualClock, async_fake, fake
+
+Subject = str | tuple[str, ...]
+
+
+def plans() -> list[Plan]:
+    free = Plan(
+        "free",
+        includes=[
+            Pool("credits", 100, "month", anchor="calendar", tz="Europe/Berlin", rollover=10),
+            Pool("soft", None, timedelta(hours=5), anchor="first_use", overage=None),
+            Pool("dated", 5, "month", anchor=31, carry_debt=True, rates={"tokens": 1, "image": 10}),
+            Pool("fixed", 5, "week", anchor=datetime(2025, 1, 1, tzinfo=UTC), warn_at=(0.5, 0.9)),
+            Bucket("api", 60, "1m"),
+            Bucket("burst", 60, timedelta(minutes=1), algorithm="token", burst=90, auto=1),
+            Bucket("open", 60, "1m", algorithm="fixed", on_error="allow"),
+            Flag("export"),
+        ],
+        default=True,
+        price=Price(2900, "eur", "month"),
+        meta={"anything": ["JSON", 1, None]},
+    )
+    assert_type(free.limits, Mapping[str, Pool | Bucket | Flag])
+    assert_type(load_toml("plans.toml"), list[Plan])
+    assert_type(load_plans("package.module:PLANS"), list[Plan])
+    return [free]
+
+
+def watch(verb: str, subject: Subject, outcome: str, seconds: float) -> None:
+    print(verb, subject, outcome, seconds)
+
+
+def decisions(decision: Decision) -> None:
+    if decision:
+        assert_type(decision.balance, int | None)
+    allowed, balance = decision
+    print(allowed, balance)
+    assert_type(decision.allowed, bool)
+    assert_type(decision.code, Code)
+    assert_type(decision.limits, tuple[LimitState, ...])
+    assert_type(decision.refused, tuple[LimitState, ...])
+    assert_type(decision.retry_after, float | None)
+    assert_type(decision.op, str | None)
+    assert_type(decision.replayed, bool)
+    assert_type(decision.degraded, bool)
+    assert_type(decision.as_dict(), dict[str, Any])
+    assert_type(decision.raise_if_refused(), Decision)
+    state = decision["credits"]
+    assert_type(state, LimitState)
+    assert_type(state.subject, Subject)
+    assert_type(state.limit, int | None)
+    assert_type(state.used, int)
+    assert_type(state.remaining, int | None)
+    assert_type(state.resets_at, datetime | None)
+    assert_type(state.retry_after, float | None)
+
+
+def sync() -> None:
+    with Meter("redis://localhost:6379/0", plans=plans(), observer=watch) as meter:
+        assert_type(meter, Meter)
+        assert_type(meter.url, str)
+        assert_type(meter.revision, int)
+        decisions(meter.check("acme/ana", "tokens", 5, join="free"))
+        decisions(meter.consume(("acme", "a/b"), {"tokens": 5, "image": 1}, op=True, wait=2.5))
+        decisions(meter.consume("acme", "tokens", wait="500ms", op="request-1"))
+        decisions(meter.report("acme", "tokens", 5, op="request-2"))
+        decisions(meter.refund("acme", "tokens", 5))
+        usage = meter.usage("acme")
+        assert_type(usage, Usage)
+        assert_type([state for state in usage], list[LimitState])
+        assert_type(usage.plans, dict[str, str])
+        diff = meter.apply(plans(), dry_run=True, remove=["old"])
+        assert_type(diff, Diff)
+        assert_type(meter.plans(), dict[str, Plan])
+        assert_type(meter.plans(retired=True), dict[str, Plan])
+        meter.subscribe("acme", "free", change="reset", anchor=datetime(2025, 1, 1, tzinfo=UTC))
+        meter.subscribe("acme/ana", limits=[Bucket("api", 5, "1m"), Flag("beta")], op="order-1")
+        meter.unsubscribe("acme", "free")
+        meter.override("acme", "credits", limit=None, overage=5, expires="30d")
+        meter.override("acme", "burst", burst=100, expires=timedelta(days=1))
+        meter.override("acme", "credits", clear=True)
+        meter.adjust("acme", "credits", used=5)
+        meter.set_meta("acme", {"customer": "cus_1", "tags": ["a"]})
+        assert_type(meter.meta("acme"), dict[str, Any])
+        assert_type(meter.forget("acme"), int)
+        assert_type(meter.subjects("acme"), Iterator[Subject])
+        login = meter.limiter("login", Bucket("ip", 5, "1m"), Bucket("day", 50, "1d"))
+        decisions(login.consume("1.2.3.4", 2, op="x", wait=1))
+        decisions(login.check("1.2.3.4"))
+        decisions(login.refund("1.2.3.4"))
+        login.reset("1.2.3.4")
+
+
+async def awaited() -> None:
+    async with AsyncMeter(plans=plans(), timeout="2s", op_retention="7d") as meter:
+        assert_type(meter, AsyncMeter)
+        decisions(await meter.check("acme/ana", "tokens", 5, join="free"))
+        decisions(await meter.consume(("acme", "a/b"), {"tokens": 5}, op=True, wait=2.5))
+        decisions(await asyncio.create_task(meter.report("acme", "tokens", 5)))
+        decisions(await asyncio.wait_for(meter.refund("acme", "tokens"), 1))
+        one, two = await asyncio.gather(meter.consume("a", "x"), meter.usage("a"))
+        assert_type(one, Decision)
+        assert_type(two, Usage)
+        assert_type(await meter.apply(), Diff)
+        assert_type(await meter.plans(), dict[str, Plan])
+        await meter.subscribe("acme", "free")
+        await meter.unsubscribe("acme", "free")
+        await meter.override("acme", "credits", limit=5)
+        await meter.adjust("acme", "credits", used=5)
+        await meter.set_meta("acme", {"customer": "cus_1"})
+        assert_type(await meter.meta("acme"), dict[str, Any])
+        assert_type(await meter.forget("acme"), int)
+        found: AsyncIterator[Subject] = meter.subjects()
+        async for subject in found:
+            assert_type(subject, Subject)
+        login = meter.limiter("login", Bucket("ip", 5, "1m"))
+        decisions(await login.consume("1.2.3.4"))
+        decisions(await login.check("1.2.3.4"))
+        decisions(await login.refund("1.2.3.4"))
+        await login.reset("1.2.3.4")
+
+
+def mistakes(meter: Meter, later: AsyncMeter) -> None:
+    """What a type checker is to find; an ignore that is not needed is an error of its own."""
+    meter.consume("acme", "tokens", 1.5)  # type: ignore[arg-type]
+    meter.consume("acme")  # type: ignore[call-arg]
+    meter.consume("acme", ["tokens"])  # type: ignore[arg-type]
+    meter.consume(5, "tokens")  # type: ignore[arg-type]
+    meter.adjust("acme", "credits", 5)  # type: ignore[misc]
+    meter.override("acme", name="credits", limit=5)  # type: ignore[call-arg, arg-type]
+    Pool("credits", 5, "month", "calendar")  # type: ignore[misc]
+    Plan("p", includes=["credits"])  # type: ignore[list-item]
+    meterd.Mter("redis://localhost")  # type: ignore[attr-defined]
+    allowed, balance = later.consume("acme", "tokens")  # type: ignore[misc]
+    later.usage("acme")["credits"].used  # type: ignore[attr-defined]
+    print(allowed, balance)
+
+
+def embedded_and_fake() -> None:
+    clock = ManualClock(1_735_689_600_000)
+    assert_type(clock.advance(days=31), int)
+    assert_type(clock.now(), datetime)
+    with Meter.embedded(plans=plans(), clock=clock) as meter:
+        assert_type(meter, Meter)
+    assert_type(AsyncMeter.embedded(plans=plans()), AsyncMeter)
+    assert_type(fake(plans(), clock=clock, down=True), Meter)
+    assert_type(async_fake(plans()), AsyncMeter)
+
+
+def errors(meter: Meter) -> None:
+    try:
+        meter.consume("acme", "tokens", op="x").raise_if_refused()
+    except Refused as error:
+        decisions(error.decision)
+    except OutcomeUnknown as error:
+        assert_type(error.op, str | None)
+    except CatalogMismatch as error:
+        print(error.diff)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 import socket
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -36,7 +35,6 @@ RESETS = ("hour", "day", "week", "month", "quarter", "year")
 FROM, TO = to_ms(datetime(2024, 1, 1, tzinfo=UTC)), to_ms(datetime(2041, 1, 1, tzinfo=UTC))
 MADE = to_ms(datetime(2023, 12, 3, 4, 5, tzinfo=UTC))  # when the records are
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-NEAR = 3 * DAY_MS
 
 
 def at(ms: int) -> datetime:
@@ -62,37 +60,26 @@ def jumps(tz: str, first: int = FROM, last: int = TO) -> tuple[int, ...]:
     return tuple(found)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
-    """One pool of one record, and its boundaries."""
+    """One pool of one record, and its grid."""
 
     key: bytes
     name: str
-    boundaries: list[int] = field(repr=False)
-
-    def next_after(self, now: int) -> int:
-        return self.boundaries[bisect_right(self.boundaries, now)]
+    grid: Grid
 
 
-def boundaries(grid: Grid) -> list[int]:
-    """From the one that holds at FROM to the second after TO."""
-    n = grid.index_of(FROM)
-    found = [grid.boundary(n)]
-    while found[-1] <= TO or found[-2] <= TO:
-        n += 1
-        found.append(grid.boundary(n))
-    return found
-
-
-def probes(case: Case, tz: str, rng: random.Random, thorough: bool) -> Iterable[int]:
-    """Instants to ask at: around every boundary, or of many the ones near a jump and some others."""
-    inside = [b for b in case.boundaries if FROM < b < TO]
-    if len(inside) > 250 and not thorough:
-        near = {b for b in inside if any(abs(b - jump) < NEAR for jump in jumps(tz))}
-        if len(near) > 60:
-            near = set(rng.sample(sorted(near), 60))
-        inside = sorted(near | set(rng.sample(inside, 15)))
-    for boundary in inside:
+def probes(case: Case, tz: str, rng: random.Random, thorough: bool) -> Iterator[int]:
+    """Instants to ask at: around every boundary, or of many around those near a jump and some others."""
+    grid = case.grid
+    first, last = grid.index_of(FROM) + 1, grid.index_of(TO)
+    chosen: Iterable[int] = range(first, last)
+    if len(range(first, last)) > 250 and not thorough:
+        near = rng.sample(jumps(tz), min(len(jumps(tz)), 5))
+        chosen = {n for jump in near for n in range(grid.index_of(jump) - 1, grid.index_of(jump) + 3)}
+        chosen |= set(rng.sample(range(first, last), 5))
+    for n in chosen:
+        boundary = grid.boundary(n)
         yield boundary - 1
         yield boundary
 
@@ -152,7 +139,7 @@ class Asker:
             for (case, now), reply in zip(batch, replies, strict=True):
                 assert isinstance(reply, bytes)
                 assert reply[0] == wire.DECIDED, reply
-                answered, expected = _resets_at(reply), case.next_after(now)
+                answered, expected = _resets_at(reply), case.grid.first_after(now)
                 if answered != expected:
                     found.append(f"{case} at {at(now)}: {at(int(answered))}, expected {at(expected)}")
         return found
@@ -171,15 +158,6 @@ def pools(tz: str, resets: Iterable[str], prefix: str, **fields: Any) -> list[Po
 def calendar_resets(tz: str) -> list[str]:
     """Without hours where the clock moves by half of one: no such grid stands still."""
     return [r for r in RESETS if r != "hour" or tz != "Australia/Lord_Howe"]
-
-
-@dataclass
-class Zone:
-    """A zone's records: one for the grids that are the plan's own, one per subscription anchor."""
-
-    tz: str
-    meter: Meter
-    cases: list[Case]
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +184,11 @@ def ask(server: Server) -> Iterator[Any]:
         prefix = "cal" + tz.replace("/", "")
         meter = Meter(server.url, plans=plans, clock=ManualClock(MADE), prefix=prefix, timeout=30)
         opened.append(meter.open())
-        zone = ZoneInfo(tz)
-        assert zone is not None
-        cases = []
+        cases: list[Case] = []
 
         def add(subject: str, grids: dict[str, Grid]) -> None:
             (key,) = meter._keys.path(subject).keys
-            cases.extend(Case(key, name, boundaries(grid)) for name, grid in grids.items())
+            cases.extend(Case(key, name, grid) for name, grid in grids.items())
 
         for name in ("own", "first"):
             meter.subscribe(name, name)
@@ -270,8 +246,8 @@ def test_boundaries_meet_skipped_and_doubled_wall_times(tz: str) -> None:
     for instant in anchors(tz):
         grid = grid_from("day", tz, to_ms(instant))
         wall = wall_at(zone, to_ms(instant)).time()
-        for boundary in boundaries(grid)[1:]:
-            moved = wall_at(zone, boundary)
+        for n in (n for jump in jumps(tz) for n in range(grid.index_of(jump), grid.index_of(jump) + 2)):
+            moved = wall_at(zone, grid.boundary(n))
             skipped += moved.time() != wall
             folds = {moved.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1)}
             doubled += len(folds) > 1
