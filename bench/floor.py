@@ -39,7 +39,7 @@ class Measured:
     """Packed commands of one kind, run over and over. `stat` is what the server counts them as."""
 
     def __init__(self, name: str, stat: str, commands: list[bytes], fresh: bytes = b"") -> None:
-        """`fresh`: a letter and zeros that every single run replaces by that letter and a number."""
+        """`fresh`: a letter and zeros; every run puts that letter and a new number there."""
         self.name = name
         self.stat = stat
         self._commands = commands

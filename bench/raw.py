@@ -1,4 +1,4 @@
-"""A bare connection: packed commands in, replies out, and the server's own account of their time."""
+"""A bare connection: packed commands in, replies out, and the server's account of their time."""
 
 from __future__ import annotations
 

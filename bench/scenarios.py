@@ -1,20 +1,20 @@
 """What is measured: the commands that a meter really sends, copied to many subjects.
 
-A meter makes the call once on one subject; its record and its packed command are then copied for the
-others, whose keys have the same length. So a million subjects cost a million SETs and nothing else.
+A meter makes the call once on one subject; its record and its packed command are then copied for
+the others, whose keys have the same length. So a million subjects take a few seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from bench.floor import Measured
 from bench.raw import Raw
 from meterd import Bucket, Meter, Plan, Pool
-from meterd.keys import Keyspace
+from meterd.keys import Keyspace, Path
 from meterd.transport import Request
-from meterd.wire import command
 
 NAMES = ("pool", "sliding", "fixed", "token")
 PLENTY = 10**9
@@ -28,13 +28,31 @@ PLAN = Plan(
         Bucket("token", PLENTY, "1s", algorithm="token", rates={"token": 1, "all": 1}),
     ],
 )
-FOUR = {name: 1 for name in NAMES}
-_FIRST = 0
+FOUR = dict.fromkeys(NAMES, 1)
+TOO_MUCH = 10 * PLENTY
+IP = Bucket("ip", PLENTY, "1m", algorithm="fixed")
+SCRIPTED = ("consume, 1 limit", "consume, 4 limits", "refused, 1 limit", "check, 1 limit")
+
+Where = Callable[[int], Path]
+_BATCH = 500
+_KEYS = Keyspace()
 
 
 def subject(number: int) -> str:
     """Keys of exactly 30 characters: `meterd:{abc}:s:` and these 15."""
     return f"s{number:014d}"
+
+
+def customer(number: int) -> Path:
+    return _KEYS.path(subject(number))
+
+
+def team(number: int) -> Path:
+    return _KEYS.path(subject(number) + "/team")
+
+
+def address(number: int) -> Path:
+    return _KEYS.limiter("bench", (subject(number),))
 
 
 class Tap:
@@ -60,8 +78,7 @@ class Copier:
         self.meter = Meter(url, plans=[PLAN], functions=functions, timeout=10, op_retention="1s")
         self.meter.open()
         self._tap = Tap(self.meter._transport)
-        self.meter._transport = self._tap  # type: ignore[assignment]
-        self._path = Keyspace().path
+        self.meter._transport = self._tap
 
     def __enter__(self) -> Copier:
         return self
@@ -75,74 +92,75 @@ class Copier:
         call()
         return self._tap.last
 
-    def commands(self, packed: bytes, below: str, numbers: range) -> list[bytes]:
-        """A command on subject(0) + `below`, made into one for each of the subjects."""
-        first = self._path(subject(_FIRST) + below)
+    def commands(self, packed: bytes, where: Where, numbers: Iterable[int]) -> list[bytes]:
+        """A command on subject 0, made into one for each of the subjects."""
+        first = where(0)
+        mine = b":{%b}:o:%b/" % (first.tag, first.root)  # in the key of an operation id
         made = []
         for number in numbers:
-            path = self._path(subject(number) + below)
+            path = where(number)
             copied = packed.replace(first.keys[0], path.keys[0])
-            # Keys of operation ids hold the root and its tag, too.
-            mine = b":{%b}:o:%b/" % (first.tag, first.root)
             made.append(copied.replace(mine, b":{%b}:o:%b/" % (path.tag, path.root)))
         return made
 
-    def copy_records(self, below: str, numbers: range) -> None:
-        """Gives each of the subjects the records that subject(0) + `below` has."""
-        records = {
-            level: self._raw.ask(b"GET", key)
-            for level, key in enumerate(self._path(subject(_FIRST) + below).keys)
-        }
-        for at in range(numbers.start, numbers.stop, 10_000):
-            self._raw.run(
-                [
-                    command(b"SET", self._path(subject(number) + below).keys[level], record)
-                    for number in range(at, min(at + 10_000, numbers.stop))
-                    for level, record in records.items()
-                ]
-            )
+    def copy_records(self, where: Where, subjects: int) -> None:
+        """Gives that many subjects the records that subject 0 has."""
+        records = [self._raw.ask(b"GET", key) for key in where(0).keys]
+        for start in range(0, subjects, _BATCH):
+            pairs: list[bytes] = []
+            for number in range(start, min(start + _BATCH, subjects)):
+                for key, record in zip(where(number).keys, records, strict=True):
+                    pairs += (key, record)
+            self._raw.ask(b"MSET", *pairs)
 
 
-def prepare(copier: Copier, subjects: int, mark: str = "") -> list[Measured]:
-    """Every scenario of server time; `mark` goes behind their names."""
-    meter, one, deep = copier.meter, subject(_FIRST), subject(_FIRST) + "/team"
-    meter.consume(one, "all")
-    meter.subscribe(deep, "bench")
-    numbers = range(subjects)
-    copier.copy_records("/team", numbers)
-    evalsha = not meter._session.functions
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A call on subject 0. `op`: an operation id that every run of it changes."""
 
-    def measured(
-        name: str,
-        call: Callable[[], object],
-        *,
-        below: str = "",
-        reads: bool = False,
-        fresh: bytes = b"",
-    ) -> Measured:
-        stat = "evalsha" if evalsha else "fcall_ro" if reads else "fcall"
-        packed = copier.capture(call)
-        return Measured(name + mark, stat, copier.commands(packed, below, numbers), fresh)
+    name: str
+    call: Callable[[], object]
+    where: Where = customer
+    reads: bool = False
+    op: str = ""
 
-    def with_op(name: str, cost: str, letter: str) -> Measured:
-        """A call with an operation id that its subject has not used."""
-        op = letter + "0" * 23
-        return measured(name, lambda: meter.consume(one, cost, op=op), fresh=op.encode())
 
-    refused = PLENTY * 10
-    letters = "cd" if evalsha else "ab"
+def scenarios(meter: Meter) -> list[Scenario]:
+    one, deep = subject(0), subject(0) + "/team"
+    limiter = meter.limiter("bench", IP)
+    a, b = "a" + "0" * 23, "b" + "0" * 23
     return [
-        measured("consume, 1 limit", lambda: meter.consume(one, "pool")),
-        measured("consume, 4 limits", lambda: meter.consume(one, "all")),
-        measured("consume, 4 costs", lambda: meter.consume(one, FOUR)),
-        measured("refused, 1 limit", lambda: meter.consume(one, "sliding", refused)),
-        measured("refused, 4 limits", lambda: meter.consume(one, "all", refused)),
-        measured("check, 1 limit", lambda: meter.check(one, "pool"), reads=True),
-        measured("check, 4 limits", lambda: meter.check(one, "all"), reads=True),
-        measured("report, 1 limit", lambda: meter.report(one, "pool")),
-        measured("report, 4 limits", lambda: meter.report(one, "all")),
-        measured("2 levels, 1 limit", lambda: meter.consume(deep, "pool"), below="/team"),
-        measured("2 levels, 4 limits", lambda: meter.consume(deep, "all"), below="/team"),
-        with_op("fresh op, 1 limit", "pool", letters[0]),
-        with_op("fresh op, 4 limits", "all", letters[1]),
+        Scenario("consume, 1 limit", lambda: meter.consume(one, "pool")),
+        Scenario("consume, 4 limits", lambda: meter.consume(one, "all")),
+        Scenario("consume, 4 costs", lambda: meter.consume(one, FOUR)),
+        Scenario("refused, 1 limit", lambda: meter.consume(one, "sliding", TOO_MUCH)),
+        Scenario("refused, 4 limits", lambda: meter.consume(one, "all", TOO_MUCH)),
+        Scenario("check, 1 limit", lambda: meter.check(one, "pool"), reads=True),
+        Scenario("check, 4 limits", lambda: meter.check(one, "all"), reads=True),
+        Scenario("report, 1 limit", lambda: meter.report(one, "pool")),
+        Scenario("report, 4 limits", lambda: meter.report(one, "all")),
+        Scenario("2 levels, 1 limit", lambda: meter.consume(deep, "pool"), team),
+        Scenario("2 levels, 4 limits", lambda: meter.consume(deep, "all"), team),
+        Scenario("fresh op, 1 limit", lambda: meter.consume(one, "pool", op=a), op=a),
+        Scenario("fresh op, 4 limits", lambda: meter.consume(one, "all", op=b), op=b),
+        Scenario("limiter, 1 bucket", lambda: limiter.consume(one), address),
     ]
+
+
+def prepare(copier: Copier, subjects: int) -> list[Measured]:
+    """Every scenario by FCALL, or some of them by EVALSHA if the meter does without functions."""
+    meter = copier.meter
+    evalsha = not meter._session.functions
+    meter.consume(subject(0), "all")
+    meter.subscribe(subject(0) + "/team", "bench")
+    copier.copy_records(team, subjects)
+    prepared = []
+    for scenario in scenarios(meter):
+        if evalsha and scenario.name not in SCRIPTED:
+            continue
+        packed = copier.capture(scenario.call)
+        name = scenario.name + " (EVALSHA)" if evalsha else scenario.name
+        stat = "evalsha" if evalsha else "fcall_ro" if scenario.reads else "fcall"
+        commands = copier.commands(packed, scenario.where, range(subjects))
+        prepared.append(Measured(name, stat, commands, scenario.op.encode()))
+    return prepared

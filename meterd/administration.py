@@ -66,16 +66,20 @@ class Administration:
             raise refuse("change", change, '"keep" or "reset"')
         _only_now(when)
         deadline = yield from self.store.prepare()
-        wanted = self._wanted(plan, limits)
+
+        def wanted() -> Plan:
+            return self._wanted(plan, limits)  # by the catalog as it is then
+
         anchor_ms = None if anchor is None else instant_ms(anchor, self._now_ms(), "anchor")
         if anchor_ms is not None and anchor_ms < 0:
             raise refuse("anchor", anchor, "an instant from 1970 on")
 
         def changed(plans: list[Plan]) -> list[Plan]:
-            return [kept for kept in plans if kept.group != wanted.group] + [wanted]
+            new = wanted()
+            return [kept for kept in plans if kept.group != new.group] + [new]
 
         root = len(path.keys) == 1
-        role = Moving(self.store, root=root, unseen=[wanted], change=changed)
+        role = Moving(self.store, root=root, unseen=lambda: [wanted()], change=changed)
         keys: list[bytes] = [path.keys[-1]]
         above = path.keys[:-1]
         op_id, op_argument = None, b""
@@ -84,10 +88,14 @@ class Administration:
             keys.append(self.keys.op(path, op_id))
             # A duration from now is the same request however much later it is repeated.
             given = anchor_ms if isinstance(anchor, datetime) else str(anchor)
-            own = definition_hash(wanted) if limits else None
+            own = definition_hash(wanted()) if limits else None
             request = wire.digest("subscribe", path.keys, plan, own, change, given)
             op_argument = wire.op_argument(request, self.operations.op_retention_ms)
-        pools = ",".join(limit.name for limit in wanted.includes if isinstance(limit, Pool))
+
+        def pools() -> bytes:
+            names = [limit.name for limit in wanted().includes if isinstance(limit, Pool)]
+            return ",".join(names).encode()
+
         start = b"" if anchor_ms is None else b"%d" % anchor_ms
         yield from self.operations.settle(
             "subscribe",
@@ -98,7 +106,7 @@ class Administration:
                 role.context(),
                 change.encode(),
                 start,
-                pools.encode(),
+                pools(),
                 op_argument,
                 needs.packed(),
             ],
@@ -138,7 +146,7 @@ class Administration:
             known = True  # if it is gone when asked again, an answer that was lost took it away
             return [held for held in plans if held.id != plan]
 
-        role = Moving(self.store, root=root, unseen=[], change=changed)
+        role = Moving(self.store, root=root, unseen=list, change=changed)
         held = "no plan"
         try:
             reply = yield from self.operations.settle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from meterd.administration import Instant
 from meterd.base import Costs, MeterBase, outcome_of
@@ -51,23 +51,25 @@ class Pending(Coroutine[Any, Any, T]):
         self._work.close()  # the error says it all: no warning on top
         raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
 
-    def __bool__(self) -> bool:  # noqa: PLE0304  # it never returns
-        self._forgotten()
+    if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
 
-    def __iter__(self) -> NoReturn:
-        self._forgotten()
+        def __bool__(self):  # noqa: PLE0304  # it never returns
+            self._forgotten()
 
-    def __contains__(self, name: object) -> NoReturn:
-        self._forgotten()
+        def __iter__(self):
+            self._forgotten()
 
-    def __getitem__(self, name: object) -> NoReturn:
-        self._forgotten()
+        def __contains__(self, name):
+            self._forgotten()
 
-    def __getattr__(self, name: str) -> NoReturn:
-        # asyncio and debuggers look for what coroutines may have; an answer has nothing like it.
-        if name.startswith(("_", "ag_", "cr_", "gi_")):
-            raise AttributeError(name)
-        self._forgotten()
+        def __getitem__(self, name):
+            self._forgotten()
+
+        def __getattr__(self, name):
+            # asyncio and debuggers look for what coroutines may have; an answer has no such names.
+            if name.startswith(("_", "ag_", "cr_", "gi_")):
+                raise AttributeError(name)
+            self._forgotten()
 
     def __repr__(self) -> str:
         return f"<{self._verb}(...), not awaited yet>"

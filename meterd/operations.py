@@ -43,6 +43,7 @@ class Needs:
     policies: dict[bytes, bytes] = field(default_factory=dict)
     # (level, the policy it has) -> (the policy to read it by, the one it becomes)
     moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
+    revision: int = -1  # of the catalog that the moves lead to
 
     def packed(self) -> bytes:
         return wire.extra(self.policies, self.moves)
@@ -193,6 +194,11 @@ class Operations:
                     needs.policies[first.name] = first.blob
             if needs.moves and entry not in READ_ONLY:
                 yield from self._keep_targets(needs)
+            if self.store.catalog.revision != role.revision:
+                continue  # it changed while this call made things ready for the last one
+            if needs.revision != role.revision:
+                needs.moves.clear()
+                needs.revision = role.revision
             try:
                 reply = yield from self.session.call(
                     entry, keys, arguments(needs), op=op, harmless=harmless, deadline=deadline
@@ -235,6 +241,9 @@ class Operations:
     ) -> Flow[None]:
         if max(row.revision for row in stale) > self.store.catalog.revision:
             yield from self.store.refresh()
+        revision = self.store.catalog.revision
+        if needs.revision != revision:
+            needs.moves.clear()
         for row in stale:
             target = yield from role.target(row)
             needs.moves[row.level, row.policy] = (row.policy, target.name)
@@ -242,6 +251,7 @@ class Operations:
                 source = yield from self.store.policy(row.policy)
                 needs.policies[row.policy] = source.blob
                 needs.policies[target.name] = target.blob
+        needs.revision = revision if self.store.catalog.revision == revision else -1
 
     def _lengthen(
         self, path: Path, beyond: HorizonNeeded, role: Joining | Pinned | Moving, needs: Needs
@@ -269,12 +279,12 @@ class Operations:
         found = self._hints.get(key)
         if found is None or role.hint is None or found[0] != self.store.catalog.revision:
             return Needs()
-        return Needs(dict(found[1].policies), dict(found[1].moves))
+        return Needs(dict(found[1].policies), dict(found[1].moves), found[0])
 
     def _remember(self, key: tuple[bytes, str | None], needs: Needs) -> None:
         if key[1] is None:
             return
-        self._hints[key] = (self.store.catalog.revision, needs)
+        self._hints[key] = (needs.revision, needs)
         if len(self._hints) > _HINTS:
             self._hints.popitem(last=False)
 

@@ -2,6 +2,9 @@
 
 A role answers what a script may ask for: what an unseen subject gets, and what a record that is
 behind becomes. It decides; `operations` asks and sends.
+
+`first()` looks at the catalog; `context()` and `revision` are of what it saw then, however the
+catalog changes meanwhile. When a script is called, all that was made ready is of that revision.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meterd import wire
-from meterd.compile import ABSENT, Policy
+from meterd.compile import Policy
 from meterd.flow import Flow
 from meterd.policy import Bucket, Plan
 from meterd.result import Code, Decision
@@ -33,6 +36,8 @@ class Joining:
         self._planless = planless
         # Verbs that touch one record of a path count its levels differently: no hints between them.
         self.hint = None if planless else f"join:{join or ''}"
+        self.revision = -1
+        self._context = b""
 
     def complain(self) -> None:
         """An unseen root cannot join a retired plan (those who hold it may go on naming it)."""
@@ -40,14 +45,15 @@ class Joining:
             self._store.catalog.plan(self._join or "")
 
     def first(self) -> Policy | None:
-        found = self._store.first(self._join) if self._root else None
-        return self._store.compile(()) if found is None and self._planless else found
+        self.revision, self._context, found = self._store.sight(self._join)
+        if self._planless:
+            if found is None or not self._root:
+                found = self._store.compile(())
+            self._context = wire.context(self.revision, found.name)
+        return found
 
     def context(self) -> bytes:
-        if not self._planless:
-            return self._store.context(self._join)
-        first = self.first()
-        return wire.context(self._store.catalog.revision, first.name if first else ABSENT)
+        return self._context
 
     def target(self, row: wire.Stale) -> Flow[Policy]:
         policy = yield from self._store.policy(row.policy)
@@ -79,6 +85,10 @@ class Pinned:
     def __init__(self, store: Store, plan: Plan) -> None:
         self._store = store
         self._plan = plan
+
+    @property
+    def revision(self) -> int:
+        return self._store.catalog.revision
 
     def complain(self) -> None:
         """A limiter's records always have their plan."""
@@ -115,22 +125,27 @@ class Moving:
         store: Store,
         *,
         root: bool,
-        unseen: list[Plan],
+        unseen: Callable[[], list[Plan]],
         change: Callable[[list[Plan]], list[Plan]],
     ) -> None:
         self._store = store
         self._unseen = unseen
         self._root = root
         self._change = change
+        self.revision = -1
+        self._context = b""
 
     def _policy(self, plans: list[Plan]) -> Policy:
         return self._store.compile(self._store.brought_up(plans, root=self._root, join=None))
 
     def first(self) -> Policy:
-        return self._policy(self._unseen)
+        self.revision = self._store.catalog.revision
+        found = self._policy(self._unseen())
+        self._context = wire.context(self.revision, found.name)
+        return found
 
     def context(self) -> bytes:
-        return wire.context(self._store.catalog.revision, self.first().name)
+        return self._context
 
     def target(self, row: wire.Stale) -> Flow[Policy]:
         policy = yield from self._store.policy(row.policy)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
@@ -32,6 +32,14 @@ from meterd.revision import Catalog, checked_plans, plan_ids
 from meterd.session import Session
 
 REFRESH_SECONDS = 2.0  # an apply reaches every process in use within twice this
+
+
+class Sight(NamedTuple):
+    """What an unseen root gets by one revision of the catalog; `context` says so to a script."""
+
+    revision: int
+    context: bytes
+    policy: Policy | None
 
 
 class Store:
@@ -61,7 +69,7 @@ class Store:
         self._definitions: dict[bytes, Plan] = {}
         self._stored: set[bytes] = set()
         self._compiled: dict[tuple[Any, ...], Policy] = {}
-        self._firsts: dict[str | None, tuple[bytes, Policy | None]] = {}
+        self._firsts: dict[str | None, Sight] = {}
         if self.own_plans is not None:
             validate_catalog(self.own_plans)
 
@@ -93,8 +101,8 @@ class Store:
         self.ready = True
 
     def _read(self) -> Flow[None]:
-        keys = self.keys
-        _, clock, raw = yield from self.session.plain(
+        keys, known = self.keys, self.catalog
+        marked, clock, raw = yield from self.session.plain(
             keys.catalog,
             (b"SETNX", keys.clock, self._clock),
             (b"GET", keys.clock),
@@ -103,6 +111,8 @@ class Store:
         for reply in (clock, raw):
             if isinstance(reply, ResponseError):
                 raise Unavailable(f"the store could not be opened: {reply}")
+        if clock is None and isinstance(marked, ResponseError):  # full, or read-only
+            raise Unavailable(f"the store could not be opened: {marked}")
         if clock != self._clock:
             kept = bytes(clock or b"?").decode()
             raise PolicyError(
@@ -110,7 +120,7 @@ class Store:
                 f"the {self._clock.decode()} one; use another prefix (a test clock and the "
                 "server's must never meet in one store)"
             )
-        self._adopt(raw)
+        self._adopt(raw, known)
 
     def _refuse(self) -> None:
         change = diff(self.catalog.live(), self.own_plans or ())
@@ -123,24 +133,33 @@ class Store:
 
     def refresh(self, timeout: float | None = None) -> Flow[None]:
         """Reads the catalog again."""
+        known = self.catalog
         (raw,) = yield from self.session.plain(
             self.keys.catalog, (b"GET", self.keys.catalog), timeout=timeout
         )
         if isinstance(raw, ResponseError):
             raise Unavailable(f"the catalog could not be read: {raw}")
-        self._adopt(raw)
+        self._adopt(raw, known)
 
-    def _adopt(self, raw: bytes | None) -> None:
+    def _adopt(self, raw: bytes | None, known: Catalog) -> None:
+        """Takes over what the store holds. `known`: the catalog we had when that was asked.
+
+        If another call has brought a catalog meanwhile, this answer may be older than that one:
+        then only a higher revision counts.
+        """
         self._looked = time.monotonic()
+        late = self.catalog is not known
         if raw is None:
-            if self.catalog.revision > 0:
+            if not late and known.revision > 0:
                 # The store was emptied under us: open it anew at the next call.
                 self.catalog, self.ready = Catalog(), False
                 self._stored.clear()
                 self._firsts = {}
         elif raw != self.catalog.raw:
-            self.catalog = Catalog.from_bytes(raw)
-            self._firsts = {}
+            found = Catalog.from_bytes(raw)
+            if not late or found.revision > self.catalog.revision:
+                self.catalog = found
+                self._firsts = {}
 
     def listed(self, *, retired: bool) -> Flow[dict[str, Plan]]:
         """The plans of the catalog as it is now."""
@@ -199,7 +218,7 @@ class Store:
                 if self.catalog.raw == after.raw:
                     return change  # it was us: the answer had been lost
                 continue
-            self._adopt(after.raw)
+            self._adopt(after.raw, before)
             yield from self._prune_libraries(before, after)
             return change
 
@@ -310,30 +329,27 @@ class Store:
             found.append(plan)
         return found
 
-    def first(self, join: str | None) -> Policy | None:
-        """What a root joins at first sight; None if nothing."""
-        return self._first(join)[1]
-
     def context(self, join: str | None) -> bytes:
-        """The script argument that says so."""
-        return self._first(join)[0]
+        """What a script has to know of the catalog."""
+        return self.sight(join).context
 
-    def _first(self, join: str | None) -> tuple[bytes, Policy | None]:
-        found = self._firsts.get(join)
+    def sight(self, join: str | None) -> Sight:
+        """What a root joins at first sight."""
+        known = self._firsts  # before the catalog: a new one comes first, then an empty memory
+        found = known.get(join)
         if found is None:
-            plans = self.catalog.defaults()
-            group = ""
+            catalog = self.catalog
+            plans, group = catalog.defaults(), ""
             if join is not None:
-                if self.retired(join):
-                    plans, group = {}, self.catalog.plans[join].group
+                if join in catalog.retired:
+                    plans, group = {}, catalog.plans[join].group
                 else:
-                    plan = self.catalog.plan(join)
+                    plan = catalog.plan(join)
                     plans[plan.group] = plan
                     group = plan.group
             policy = self.compile(plans.values()) if plans else None
-            name = policy.name if policy else ABSENT
-            found = wire.context(self.catalog.revision, name, group), policy
-            self._firsts[join] = found
+            context = wire.context(catalog.revision, policy.name if policy else ABSENT, group)
+            found = known[join] = Sight(catalog.revision, context, policy)
         return found
 
     def retired(self, join: str | None) -> bool:

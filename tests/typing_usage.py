@@ -96,7 +96,7 @@ def sync() -> None:
         decisions(meter.refund("acme", "tokens", 5))
         usage = meter.usage("acme")
         assert_type(usage, Usage)
-        assert_type([state for state in usage], list[LimitState])
+        assert_type(list(usage), list[LimitState])
         assert_type(usage.plans, dict[str, str])
         diff = meter.apply(plans(), dry_run=True, remove=["old"])
         assert_type(diff, Diff)
@@ -155,14 +155,14 @@ def mistakes(meter: Meter, later: AsyncMeter) -> None:
     meter.consume("acme")  # type: ignore[call-arg]
     meter.consume("acme", ["tokens"])  # type: ignore[arg-type]
     meter.consume(5, "tokens")  # type: ignore[arg-type]
-    meter.adjust("acme", "credits", 5)  # type: ignore[misc]
+    meter.adjust("acme", "credits", 5)  # type: ignore[call-arg]
     meter.override("acme", name="credits", limit=5)  # type: ignore[call-arg, arg-type]
-    Pool("credits", 5, "month", "calendar")  # type: ignore[misc]
+    Pool("credits", 5, "month", "calendar")  # type: ignore[call-arg]
     Plan("p", includes=["credits"])  # type: ignore[list-item]
     meterd.Mter("redis://localhost")  # type: ignore[attr-defined]
-    allowed, balance = later.consume("acme", "tokens")  # type: ignore[misc]
-    later.usage("acme")["credits"].used  # type: ignore[attr-defined]
-    print(allowed, balance)
+    list(later.consume("acme", "tokens"))  # type: ignore[call-overload]
+    print(later.consume("acme", "tokens").allowed)  # type: ignore[attr-defined]
+    print(later.usage("acme")["credits"])  # type: ignore[index]
 
 
 def embedded_and_fake() -> None:

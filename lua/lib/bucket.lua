@@ -269,7 +269,9 @@ end
 
 -- The instant at which `units` more will have come back; at most 2^53 ms, which no clock reaches.
 local function refilled_at(L, units, fraction, tick)
-  return min(-NONE, (tick + ceil_div(units * L.period - fraction, L.limit)) * L.tick)
+  local limit = L.limit
+  local at = (tick + floor((units * L.period - fraction + limit - 1) / limit)) * L.tick
+  return at < -NONE and at or -NONE
 end
 
 function token.load(L, rec, now, s)

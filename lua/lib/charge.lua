@@ -42,29 +42,31 @@ function charge.plainly(count, names, amount_count, now)
         return nil
       end
       whole = whole or shape.whole
-      if shape.count > 0 then
+      local targets = shape.count
+      if targets > 0 then
         shown, n = shown + 1, n + 1
         parts[n] = policy.head(shape, i)
         local m = 1
         states[1] = spack("<I6", now)
-        for t = 1, shape.count do
+        for t = 1, targets do
           local target = shape[t]
-          local L, c, first = target.limit, amounts[target.term] * target.factor, target.first
+          local L, first, gap = target.limit, target.first, target.gap
+          local c = amounts[target.term] * target.factor
           if c == 0 then
             return nil
           end
-          if target.gap then
+          if gap then
             m = m + 1
-            states[m] = sub(rec, target.gap, L.offset - 1)
+            states[m] = sub(rec, gap, L.offset - 1)
           end
-          m, n = m + 1, n + 1
-          local left
-          states[m], parts[n], left = L:take(rec, now, c)
-          if not left then
+          local state, figures, left = L:take(rec, now, c)
+          if not state then
             return nil
           end
-          if first > 0 then
-            balance = min(balance, left / first)
+          m, n = m + 1, n + 1
+          states[m], parts[n] = state, figures
+          if first > 0 and left < balance * first then
+            balance = left / first
           end
         end
         slices[i] = join(states, m)

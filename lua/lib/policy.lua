@@ -15,7 +15,8 @@ local HEADER = 20
 local SIZES = { POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
 local COLUMNS = { 12, 6, 6, 6, 2 }
 local LETTERS = { "p", "f", "s", "t", "g" }
-local BEHAVIOUR = { pool, fixed, sliding, token }
+-- A limit finds what its kind does (load, charge, ...) behind its own fields.
+local BEHAVIOUR = { { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token } }
 
 local policy = {}
 local memo, memo_size = {}, 0 -- at most 256 policies: the collector walks what is kept
@@ -44,13 +45,7 @@ local function parse_limit(row, zones)
   else
     L.limit, L.rates = NONE, {}
   end
-  if L.kind < FLAG then
-    local behaviour = BEHAVIOUR[L.kind]
-    for verb, f in pairs(behaviour) do
-      L[verb] = f
-    end
-  end
-  return L
+  return L.kind < FLAG and setmetatable(L, BEHAVIOUR[L.kind]) or L
 end
 
 -- How long after its last charge a record of nothing but buckets can still differ from an unseen
@@ -209,6 +204,7 @@ function policy.overridden(L, fields)
   for k, v in pairs(L) do
     changed[k] = v
   end
+  setmetatable(changed, BEHAVIOUR[L.kind])
   changed.limit = fields.l or L.limit
   if L.kind == POOL then
     changed.overage = fields.v or L.overage

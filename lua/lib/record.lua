@@ -158,18 +158,6 @@ local function check_layout(level, from)
   end
 end
 
--- Reads the head of a stored record.
-local function read_head(level, rec)
-  if #rec < HEADER then
-    error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
-  end
-  local version
-  version, level.flags, level.fp, level.rev, level.seen = sunpack(HEAD, rec)
-  if version ~= 1 then
-    error("METERD-LAYOUT record of layout " .. version, 0)
-  end
-end
-
 -- Finds the policy that record i is laid out by (level.parsed), and the one to move it to, if any
 -- (level.to). Returns what to answer of it instead: what is stale, and which policies are needed.
 local function find_policies(i, level, context, extra, mover)
@@ -236,7 +224,7 @@ end
 -- would be nothing. Returns the instant of the call; or nil, the status to answer instead, and the
 -- instant.
 function record.open(keys, values, count, context, extra, now, manual, mover)
-  local plain = not (mover or extra.m or context.pinned or context.join)
+  local plain = context.plain and not (mover or extra.m)
   local stale, need, settled = "", "", true
   for i = 1, count do
     local rec, level = values[i], levels[i]
@@ -244,20 +232,30 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     level.var, level.effective, level.to = nil, nil, nil
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
-      read_head(level, rec)
-      if level.seen > now then
-        now = level.seen
+      if #rec < HEADER then
+        error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
       end
-      if plain and level.rev >= context.rev then -- nearly always
-        level.parsed = policy.get(level.fp, extra.p)
-        if not level.parsed then
-          need = need .. level.fp
+      local version, flags, fp, rev, seen = sunpack(HEAD, rec)
+      if version ~= 1 then
+        error("METERD-LAYOUT record of layout " .. version, 0)
+      end
+      level.flags, level.fp, level.rev, level.seen = flags, fp, rev, seen
+      if seen > now then
+        now = seen
+      end
+      if plain and rev >= context.rev then -- nearly always
+        local parsed = policy.get(fp, extra.p)
+        level.parsed = parsed
+        if not parsed then
+          need = need .. fp
         end
       else
         local behind, missing = find_policies(i, level, context, extra, mover)
         stale, need = stale .. behind, need .. missing
       end
-      settled = settled and level.flags < VAR and not level.to
+      if flags >= VAR or level.to then
+        settled = false
+      end
     else
       if i == 1 and context.first then
         level.parsed = policy.get(context.first, extra.p)

@@ -24,6 +24,7 @@ function request.context(text)
   end
   known = { rev = rev, first = first ~= ABSENT and first or nil, pinned = rest == "!" }
   known.join = not known.pinned and rest ~= "" and rest or nil
+  known.plain = rest == ""
   if known.pinned and not known.first then
     bad("context: '!' goes with a policy")
   end

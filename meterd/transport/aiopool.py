@@ -53,8 +53,16 @@ class AsyncLink:
         return not poller.poll(0)
 
     async def exchange(self, packed: bytes, replies: int) -> Any:
-        """The reply (a list when `replies > 1`), errors as values."""
-        await self._connection.send_packed_command([packed])
+        """The reply (a list when `replies > 1`), errors as values; `NotSent` if writing failed."""
+        try:
+            await self._connection.send_packed_command([packed])
+        except (RedisError, OSError) as error:
+            if replies > 1:
+                raise
+            # A part of the request at most got out, and no server runs a part of a command.
+            raise NotSent(
+                f"the connection closed before the request was written ({error})"
+            ) from error
         if replies == 1:
             return await self._read()
         return [await self._read() for _ in range(replies)]

@@ -34,6 +34,7 @@ PACK = Plan(
     group="addon",
 )
 PLANS = (FREE, PRO, PACK)
+EXTRA = Plan("extra", includes=[Flag("support")], group="addon")
 
 
 def fresh_prefix() -> str:
@@ -49,7 +50,7 @@ async def _listed(made: Any) -> list[Any]:
 
 
 class AnyMeter:
-    """The synchronous interface over either meter (or its limiter), so that one test covers both."""
+    """The synchronous interface over either meter or limiter, so that one test covers both."""
 
     def __init__(self, inner: Any, runner: asyncio.Runner | None) -> None:
         self.raw = inner
@@ -112,3 +113,12 @@ def requests_of(meter: AnyMeter) -> list[bytes]:
 
         transport.send = send_async
     return sent
+
+
+def pool_plan(limit: int, name: str = "base", **more: Any) -> Plan:
+    return Plan(name, includes=[Pool("credits", limit, "month")], **{"default": True, **more})
+
+
+def look_again(meter: AnyMeter) -> None:
+    """As if the seconds had passed after which a process looks at the catalog."""
+    meter.raw._store._looked = float("-inf")

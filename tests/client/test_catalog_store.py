@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from meterd import Bucket, CatalogMismatch, Diff, Flag, Meter, Plan, PolicyError, Pool, UnsafeServer
-from meterd.scripts import Scripts
+from meterd import Bucket, CatalogMismatch, Diff, Flag, Plan, PolicyError, Pool
 from meterd.testing import ManualClock
-from tests.client.meter_tools import FREE, PACK, PLANS, PRO, AnyMeter, Make, requests_of
-from tests.support.servers import Server
-
-
-EXTRA = Plan("extra", includes=[Flag("support")], group="addon")
-
-
-def pool_plan(limit: int, name: str = "base", **more: Any) -> Plan:
-    return Plan(name, includes=[Pool("credits", limit, "month")], **{"default": True, **more})
-
-
-def look_again(meter: AnyMeter) -> None:
-    """As if the seconds had passed after which a process looks at the catalog."""
-    meter.raw._store._looked = float("-inf")
+from tests.client.meter_tools import (
+    EXTRA,
+    FREE,
+    PLANS,
+    PRO,
+    AnyMeter,
+    Make,
+    look_again,
+    pool_plan,
+    requests_of,
+)
 
 
 def limit_of(meter: AnyMeter, subject: str = "ana") -> Any:
@@ -292,153 +286,3 @@ def test_limits_come_and_go(make: Make) -> None:
     assert meter.consume("ana", "a")["a"].used == 4
     meter.apply([Plan("base", includes=[Bucket("b", 5, "1m"), Pool("a", 9)], default=True)])
     assert [(s.name, s.used) for s in meter.usage("ana")] == [("b", 0), ("a", 4)]
-
-
-# --- Applying at the same time
-
-
-def before_first(meter: AnyMeter, part: bytes, act: Callable[[], object]) -> None:
-    """Do something right before the meter's first request with `part` in it."""
-    transport = meter.raw._transport
-    send, done = transport.send, []
-
-    def first(request: Any, timeout: float) -> Any:
-        if part in request.packed and not done:
-            done.append(True)
-            act()
-        return send(request, timeout)
-
-    transport.send = first
-
-
-def rival(meter: AnyMeter, server: Server, clock: ManualClock, plans: Any) -> Meter:
-    return Meter(server.url, plans=plans, prefix=meter.raw._keys.prefix, clock=clock, timeout=5)
-
-
-def test_two_applies_at_once_both_count(make: Make, server: Server, clock: ManualClock) -> None:
-    meter = make([pool_plan(1)])
-    meter.open()
-    with rival(meter, server, clock, None) as other:
-        before_first(meter, b"_apply\r\n", lambda: other.apply([EXTRA]))
-        meter.apply([pool_plan(2)])
-    assert meter.revision == 3
-    assert set(meter.plans()) == {"base", "extra"}
-
-
-def test_an_apply_that_lost_the_race_is_judged_anew(
-    make: Make, server: Server, clock: ManualClock
-) -> None:
-    meter, more = make([pool_plan(1), EXTRA]), Plan("more", includes=[])
-    meter.open()
-    with rival(meter, server, clock, None) as other:
-        before_first(meter, b"_apply\r\n", lambda: other.apply([more], remove=["extra"]))
-        with pytest.raises(PolicyError, match="remove"):
-            meter.apply([], remove=["extra"])
-    assert meter.plans(retired=True) == {"extra": EXTRA}
-
-
-@pytest.mark.parametrize("same", [True, False], ids=["equal", "different"])
-def test_two_fill_an_empty_catalog_at_once(
-    make: Make, server: Server, clock: ManualClock, same: bool
-) -> None:
-    """Both read an empty catalog; the other one is quicker to write."""
-    plans = [pool_plan(1 if same else 2)]
-    meter = make([pool_plan(1)])
-    with rival(meter, server, clock, None) as quick:
-        before_first(meter, b"_apply\r\n", lambda: quick.apply(plans))
-        if same:
-            meter.open()
-        else:
-            with pytest.raises(CatalogMismatch):
-                meter.open()
-        assert quick.plans()["base"] == plans[0]
-        assert quick.revision == 1
-
-
-def test_two_that_apply_the_same_at_once_make_one_revision(
-    make: Make, server: Server, clock: ManualClock
-) -> None:
-    meter = make([pool_plan(1)])
-    meter.open()
-    with rival(meter, server, clock, None) as other:
-        before_first(meter, b"_apply\r\n", lambda: other.apply([EXTRA]))
-        assert meter.apply([EXTRA]).added
-    assert meter.revision == 2
-
-
-def test_many_apply_at_once(server: Server, make: Make, clock: ManualClock) -> None:
-    home = make([pool_plan(1)])
-    home.open()
-    meters = [rival(home, server, clock, None) for _ in range(6)]
-
-    def apply(at: int) -> None:
-        for turn in range(3):
-            meters[at].apply([Plan(f"p{at}-{turn}", includes=[Flag("x")])])
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(apply, range(6)))
-    for meter in meters:
-        meter.close()
-    assert len(home.plans()) == 19
-    assert home.revision == 19
-
-
-# --- Servers that may evict
-
-
-@pytest.fixture
-def evicting(server: Server) -> Iterator[None]:
-    server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    yield
-    server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
-
-
-@pytest.mark.usefixtures("evicting")
-def test_a_server_that_may_evict_is_refused(make: Make, server: Server) -> None:
-    meter = make()
-    for call in (meter.open, meter.apply, lambda: meter.consume("ana", "tokens")):
-        with pytest.raises(UnsafeServer, match=r"maxmemory-policy is 'allkeys-lru'.*noeviction"):
-            call()
-    assert make(None).plans() == {}
-    # Buckets alone are cheap to lose.
-    make([Plan("p", includes=[Bucket("api", 5, "1m")], default=True)]).open()
-    buckets = make(None)
-    assert buckets.consume("ana", "api")
-    with pytest.raises(UnsafeServer):
-        buckets.apply([PACK])
-    assert set(buckets.plans()) == {"p"}
-    assert buckets.apply([PACK], dry_run=True).added
-    make([PACK], apply=True, accept_eviction=True).open()
-    assert set(buckets.plans()) == {"p", "pack"}
-    server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
-    buckets.apply([PRO])
-
-
-# --- Function libraries of several versions
-
-
-def libraries(server: Server) -> set[str]:
-    listed = server.admin.function_list("meterd_*")
-    names = [entry["library_name"] if isinstance(entry, dict) else entry[1] for entry in listed]
-    return set(names)
-
-
-def test_old_function_libraries_are_pruned(make: Make, server: Server) -> None:
-    server.ask("FUNCTION", "FLUSH")
-    versions = [Scripts(prelude=f"-- version {number}\n") for number in range(5)]
-    names = [scripts.library_name for scripts in versions]
-    assert len(set(names)) == 5
-    meters = [make(None, scripts=scripts) for scripts in versions]
-    for number, meter in enumerate(meters, 1):
-        meter.apply([pool_plan(number)])
-        assert libraries(server) == set(names[max(0, number - 3) : number])
-    # Applied by a version that is among them: nothing more goes.
-    meters[3].apply([pool_plan(6)])
-    assert libraries(server) == set(names[2:])
-    # Who still runs a pruned version loads it again when it is missed.
-    look_again(meters[0])
-    assert meters[0].consume("ana", "credits").balance == 5
-    assert libraries(server) == {names[0], *names[2:]}
-    assert meters[4].consume("ana", "credits").balance == 4
-    server.ask("FUNCTION", "FLUSH")
-    assert meters[0].consume("ana", "credits").balance == 3

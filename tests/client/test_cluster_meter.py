@@ -1,4 +1,4 @@
-"""Meters on a real cluster while its slots move, and behind a sentinel while its primary changes."""
+"""Meters on a real cluster while slots move, and behind a sentinel while the primary changes."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def moving(cluster: Cluster, root: str) -> Iterator[Server]:
 
 
 def test_between_two_nodes_the_second_without_our_functions(cluster: Cluster, make: Make) -> None:
-    """ASK leads to a node that never heard of us: the library has to be put there, not elsewhere."""
+    """ASK leads to a node that never heard of us: that is where the library has to go."""
     meter = make([PLAN], url=cluster.url)
     meter.consume("acme", "credits", 5)
     roots = roots_of_one_slot("acme")

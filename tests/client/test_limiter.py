@@ -39,7 +39,7 @@ def test_it_charges_one_of_each_of_its_limits(make: Make, clock: ManualClock) ->
 
 
 @pytest.mark.parametrize(
-    "one, other",
+    ("one", "other"),
     [("a/b", ("a", "b")), ("a", "A"), ("a%2Fb", "a/b"), (("a/b", "c"), ("a", "b/c"))],
     ids=range(4),
 )

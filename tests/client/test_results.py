@@ -165,9 +165,7 @@ def test_json(meter: AnyMeter, allowed: Decision, refused: Decision) -> None:
         {
             "subject": "ana",
             "plans": {"base": "free"},
-            "overrides": [
-                {"name": "credits", "limit": 70, "expires": "2025-01-01T01:00:00+00:00"}
-            ],
+            "overrides": [{"name": "credits", "limit": 70, "expires": "2025-01-01T01:00:00+00:00"}],
             "stored": True,
         }
     ]

@@ -168,7 +168,8 @@ from meterd.testing import ManualClock
 
 @pytest.fixture
 def meterd_plans():
-    return [Plan("free", includes=[Pool("credits", 10, "month"), Bucket("api", 2, "1m")], default=True)]
+    limits = [Pool("credits", 10, "month"), Bucket("api", 2, "1m")]
+    return [Plan("free", includes=limits, default=True)]
 
 
 def test_meter(meter, meter_clock):
@@ -267,13 +268,15 @@ def test_a_failing_test_leaves_no_trace_either(
         """
         import asyncio
 
+        from meterd import Bucket
+
         def test_sync(meter):
-            meter.limiter("x", __import__("meterd").Bucket("b", 1, "1m")).consume("a")
+            meter.limiter("x", Bucket("b", 1, "1m")).consume("a")
             assert False
 
         def test_async(async_meter):
             async def main():
-                await async_meter.limiter("x", __import__("meterd").Bucket("b", 1, "1m")).consume("a")
+                await async_meter.limiter("x", Bucket("b", 1, "1m")).consume("a")
                 assert False
             asyncio.run(main())
 

@@ -10,6 +10,9 @@ import pytest
 import redis
 
 from meterd import Meter, Plan
+from tests.engine.fuzz import HOWS
+from tests.engine.raw import World, world
+from tests.support import servers
 from tests.support.servers import Server
 
 Make = Callable[..., Meter]
@@ -28,7 +31,7 @@ def client(server: Server) -> redis.Redis:
 
 @pytest.fixture
 def make(server: Server, prefix: str, client: redis.Redis) -> Iterator[Make]:
-    """`make(plans, clock=...)`: an open meter; `prefix=` moves it elsewhere. Gone after the test."""
+    """`make(plans, clock=...)`: an open meter, gone after the test; `prefix=` moves it."""
     made: list[Meter] = []
 
     def build(plans: Sequence[Plan] | None = None, **settings: Any) -> Meter:
@@ -41,3 +44,16 @@ def make(server: Server, prefix: str, client: redis.Redis) -> Iterator[Make]:
         meter.close()
     for key in client.scan_iter(match=f"{prefix}*", count=1000):
         client.delete(key)
+
+
+@pytest.fixture(scope="module")
+def w() -> Iterator[World]:
+    """A store on a server of its own, reached past the client."""
+    with servers.start() as server, world(server) as made:
+        yield made
+
+
+@pytest.fixture(params=HOWS)
+def how(request: pytest.FixtureRequest) -> str:
+    """Each way of calling an entry."""
+    return str(request.param)

@@ -1,12 +1,12 @@
 """Reads the contract that opens every `lua/<entry>.lua`, strictly: what it cannot read is an error.
 
-    --- entry: one sentence.
-    -- KEYS     one item per line: `1 record`, `1..n record ... (n = 1..4)`, `n + 1 operation id; only
-                with ARGV 5`, `2.. the records of up to three levels above`, ...
-    -- ARGV     `1 now  meaning`, or several by comma, or `1..6 as consume`, or `none`
-    -- RETURNS  `a status: 2 need, 5 done`, one line per status, or prose
-    -- WRITES   prose
-    -- @needs   libraries          -- @flags   function flags
+--- entry: one sentence.
+-- KEYS     one item per line: `1 record`, `1..n record ... (n = 1..4)`, `n + 1 operation id; only
+            with ARGV 5`, `2.. the records of up to three levels above`, ...
+-- ARGV     `1 now  meaning`, or several by comma, or `1..6 as consume`, or `none`
+-- RETURNS  `a status: 2 need, 5 done`, one line per status, or prose
+-- WRITES   prose
+-- @needs   libraries          -- @flags   function flags
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def _sections(entry: str, text: str) -> tuple[str, dict[str, list[str]]]:
         else:
             assert current, f"{entry}: {line!r} belongs to nothing"
             found[current].append(line)
-    order = [name for name in ("KEYS", "ARGV", "RETURNS", "WRITES", "@needs", "@flags") if name in found]
+    order = [
+        name for name in ("KEYS", "ARGV", "RETURNS", "WRITES", "@needs", "@flags") if name in found
+    ]
     assert list(found) == order, f"{entry}: sections in the order {list(found)}"
     return first[1], found
 
@@ -82,7 +84,9 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, tuple[str, ...]]:
     kinds = []
     for line in lines:
         text = re.sub(r"^-- (KEYS|    ) +", "", line)
-        above = re.fullmatch(r"(?:\d\.\. +|then )the records of up to (three) levels above,.*", text)
+        above = re.fullmatch(
+            r"(?:\d\.\. +|then )the records of up to (three) levels above,.*", text
+        )
         if above:
             most += _SMALL[above[1]]
         elif levels := re.fullmatch(r"1\.\.n +(record) .*\(n = (\d)\.\.(\d)\)", text):

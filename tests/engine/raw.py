@@ -1,11 +1,12 @@
 """Calling the Lua entries directly, past everything that the client checks.
 
-`World` is a small store that holds one of everything, `World.valid` a correct call of every entry on
-it, `snapshot` the bytes of every key.
+`World` is a small store that holds one of everything, `World.valid` a correct call of every entry
+on it, `snapshot` the bytes of every key.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import struct
@@ -22,6 +23,7 @@ from meterd.compile import read_policy
 from meterd.keys import Path
 from meterd.scripts import ENTRIES, Scripts
 from meterd.testing import ManualClock
+from tests.support.servers import Server
 
 NOW = 1_735_689_600_000
 LEVELS = Path(("a", "b", "c", "d"), (b"", b"", b"", b""), b"a", b"")
@@ -77,6 +79,12 @@ def snapshot(client: redis.Redis, match: str = "*") -> dict[bytes, tuple[Any, An
         pipeline.execute_command("PEXPIRETIME", key)
     found = pipeline.execute()
     return {key: (found[i * 2], found[i * 2 + 1]) for i, key in enumerate(keys)}
+
+
+@functools.cache
+def database(server: Server, number: int) -> redis.Redis:
+    """One client for a database of the session's server that a test has to itself."""
+    return server.client(db=number)
 
 
 def restore(client: redis.Redis, wanted: dict[bytes, tuple[Any, Any]]) -> None:
@@ -185,7 +193,18 @@ class World:
             "unsubscribe": ([self.leaf, *above], [now, context, self.move_leaf()]),
             "override": (
                 [self.leaf, *above],
-                [now, context, b"credits", b"9", b"none", b"", b"%d" % (NOW + 5000), b"", b"", bring],
+                [
+                    now,
+                    context,
+                    b"credits",
+                    b"9",
+                    b"none",
+                    b"",
+                    b"%d" % (NOW + 5000),
+                    b"",
+                    b"",
+                    bring,
+                ],
             ),
             "adjust": ([self.leaf, *above], [now, context, b"credits", b"2", bring]),
             "set_meta": ([self.meta], [b"field", b'"value"']),

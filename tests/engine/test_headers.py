@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +14,12 @@ from tests.engine.headers import header
 from tests.engine.raw import VALID, pairs
 from tests.support import servers
 
-MARKS = {"record": rb"\}:[sl]:", "operation id": rb"\}:o:", "meta": rb"\}:m:", "catalog": rb"\}:catalog"}
+MARKS = {
+    "record": rb"\}:[sl]:",
+    "operation id": rb"\}:o:",
+    "meta": rb"\}:m:",
+    "catalog": rb"\}:catalog",
+}
 STATUS = {
     wire.DECIDED: "decided",
     wire.REPLAYED: "replayed",
@@ -28,7 +32,7 @@ STATUS = {
 
 
 @pytest.fixture(scope="module", params=["functions", "scripts"])
-def sent(request: pytest.FixtureRequest) -> Iterator[workload.Recorder]:
+def sent(request: pytest.FixtureRequest) -> workload.Recorder:
     """What a client sends in the course of everything."""
     recorder = workload.Recorder()
     with (
@@ -42,7 +46,7 @@ def sent(request: pytest.FixtureRequest) -> Iterator[workload.Recorder]:
         ) as meter,
     ):
         workload.everything(recorder.watch(meter))
-    yield recorder
+    return recorder
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -110,7 +114,9 @@ def test_every_status_is_seen(sent: workload.Recorder) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_statuses_have_the_words_that_go_with_them(entry: str) -> None:
-    for number, word in re.findall(r"(?:^|[ ,])([0-6]) ([a-z]+)", header(entry).returns.split("(")[0]):
+    for number, word in re.findall(
+        r"(?:^|[ ,])([0-6]) ([a-z]+)", header(entry).returns.split("(")[0]
+    ):
         if entry not in ("apply",) and word not in ("and",):
             assert word == STATUS[int(number)] or (int(number), word) in ((6, "the"), (6, "there"))
 
@@ -175,6 +181,9 @@ def test_functions_are_registered_with_the_flags_of_the_header() -> None:
         assert tuple(re.findall(r"'([a-z-]+)'", found[1])) == header(entry).flags
 
 
+REST = "-- RETURNS x\n-- WRITES x\n-- @needs base\n"
+
+
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
@@ -182,8 +191,8 @@ def test_functions_are_registered_with_the_flags_of_the_header() -> None:
         ("--- other: charge.\n", "first line"),
         ("--- consume: no full stop\n", "first line"),
         ("--- consume: x.\n-- ARGV  none\n-- KEYS  1 record\n", "order"),
-        ("--- consume: x.\n-- KEYS  1 thing\n-- ARGV  none\n-- RETURNS x\n-- WRITES x\n-- @needs base\n", "unreadable"),
-        ("--- consume: x.\n-- KEYS  1 record\n-- ARGV  2 now  x\n-- RETURNS x\n-- WRITES x\n-- @needs base\n", "arguments"),
+        ("--- consume: x.\n-- KEYS  1 thing\n-- ARGV  none\n" + REST, "unreadable"),
+        ("--- consume: x.\n-- KEYS  1 record\n-- ARGV  2 now  x\n" + REST, "arguments"),
     ],
 )  # fmt: skip
 def test_the_reader_of_headers_is_strict(

@@ -13,8 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterd.errors import PolicyError
-from meterd.keys import Keyspace, decode_segment, encode_segment, find_tags, partition_of, slot_of, tag_of
+from meterd.keys import (
+    Keyspace,
+    decode_segment,
+    encode_segment,
+    find_tags,
+    partition_of,
+    slot_of,
+    tag_of,
+)
 from meterd.tags import TAGS
+from tests.engine.raw import database
 from tests.support.servers import Server
 
 KEYS = Keyspace()
@@ -25,6 +34,7 @@ SEGMENT = NASTY | st.text(min_size=1, max_size=30).filter(
 )
 SEGMENT = SEGMENT.filter(lambda text: text.encode("utf-8", "ignore").decode() == text)
 PATH = st.lists(SEGMENT, min_size=1, max_size=4).map(tuple)
+PREFIX = st.text(alphabet="ab:s", min_size=1, max_size=4)
 OP = st.text(alphabet="a/%:{}\x00é", min_size=1, max_size=8)
 
 
@@ -80,7 +90,9 @@ def test_the_server_agrees_on_the_slot(client: redis.Redis, path: tuple[str, ...
         assert client.execute_command("CLUSTER", "KEYSLOT", key) == slot_of(key)
 
 
-@pytest.mark.parametrize("word", [b"plain", b"", b"{}", b"{}a", b"a{b}c", b"a{b}{c}", b"{a", b"}{a}"])
+@pytest.mark.parametrize(
+    "word", [b"plain", b"", b"{}", b"{}a", b"a{b}c", b"a{b}{c}", b"{a", b"}{a}"]
+)
 def test_the_slot_of_any_key(client: redis.Redis, word: bytes) -> None:
     assert client.execute_command("CLUSTER", "KEYSLOT", word) == slot_of(word)
 
@@ -90,7 +102,7 @@ def test_the_slot_of_any_key(client: redis.Redis, word: bytes) -> None:
 
 def test_the_table_of_tags_is_what_its_rule_gives() -> None:
     tags = list(find_tags())
-    assert TAGS == b"".join(tags)
+    assert b"".join(tags) == TAGS
     assert len(tags) == len(set(tags)) == 1024
     for partition, tag in enumerate(tags):
         assert slot_of(b"x:{" + tag + b"}") == partition * 16 + 8
@@ -106,13 +118,13 @@ def test_partitions_spread_evenly_over_any_cluster() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [lambda i: f"customer-{i}", lambda i: str(i), lambda i: f"{i * 7919:032x}", lambda i: f"é{i}@x.org"],
-)  # fmt: skip
+    ["customer-{}".format, "{}".format, "{:032x}".format, "é{}@x.org".format, "{0:o}-{0:b}".format],
+)
 def test_roots_spread_evenly_over_partitions(name: Callable[[int], str]) -> None:
-    counts = Counter(partition_of(encode_segment(name(i))) for i in range(102_400))
+    counts = Counter(partition_of(encode_segment(name(i * 79))) for i in range(102_400))
     assert len(counts) == 1024
     # 100 each on average; by pure chance no partition of 1,024 would stray further.
-    assert 40 < min(counts.values())
+    assert min(counts.values()) > 40
     assert max(counts.values()) < 180
 
 
@@ -138,20 +150,25 @@ def test_what_is_no_subject(subject: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", ["a", "x" * 128, ("é" * 64, "a/b"), "a/b/c/d", ("\x00", "\n", " ", "%"), "ａ/ａ"]
+    "subject",
+    ["a", "x" * 128, ("é" * 64, "a/b"), "a/b/c/d", ("\x00", "\n", " ", "%"), "\uff41/\uff41"],
 )
 def test_what_is_one(subject: Any) -> None:
-    assert len(KEYS.path(subject).keys) == (len(subject) if isinstance(subject, tuple) else subject.count("/") + 1)
+    assert len(KEYS.path(subject).keys) == (
+        len(subject) if isinstance(subject, tuple) else subject.count("/") + 1
+    )
 
 
-@pytest.mark.parametrize("prefix", ["", "a{b", "a}b", "a*", "a?", "[a", "a]", "a\\b", 5, None, b"a"])
+@pytest.mark.parametrize(
+    "prefix", ["", "a{b", "a}b", "a*", "a?", "[a", "a]", "a\\b", 5, None, b"a"]
+)
 def test_what_is_no_prefix(prefix: Any) -> None:
     with pytest.raises(PolicyError, match="prefix"):
         Keyspace(prefix)
 
 
 @given(
-    prefixes=st.lists(st.text(alphabet="ab:s", min_size=1, max_size=4), min_size=2, max_size=2, unique=True),
+    prefixes=st.lists(PREFIX, min_size=2, max_size=2, unique=True),
     paths=st.tuples(PATH, PATH),
 )  # fmt: skip
 @settings(deadline=None)
@@ -177,13 +194,17 @@ def test_patterns_match_what_they_should_and_nothing_else(
     server: Server, paths: list[tuple[str, ...]], prefix: str, op: str
 ) -> None:
     keys, other = Keyspace(prefix), Keyspace(prefix + "x")
-    client = server.client(db=7)
+    client = database(server, 7)
     client.flushdb()
-    everything = set(itertools.chain.from_iterable((p[:i] for i in range(1, len(p) + 1)) for p in paths))
+    everything = set(
+        itertools.chain.from_iterable((p[:i] for i in range(1, len(p) + 1)) for p in paths)
+    )
     for path in everything:
         found = keys.path(path)
         values = {found.keys[-1]: b"", keys.meta(found): b"", keys.op(found, op): b""}
-        client.mset({**values, keys.limiter("l", path).keys[0]: b"", other.path(path).keys[-1]: b""})
+        client.mset(
+            {**values, keys.limiter("l", path).keys[0]: b"", other.path(path).keys[-1]: b""}
+        )
     client.mset({keys.catalog: b"", keys.policies: b"", keys.clock: b""})
 
     def scan(pattern: bytes) -> set[bytes]:

@@ -110,7 +110,9 @@ def test_the_sizes_of_states_add_up_and_are_those_of_the_records(
         "flag": Flag("x"),
     }
     assert set(sizes) == set(limits)
-    meter = make([Plan(name, includes=[limit]) for name, limit in limits.items()], clock=ManualClock())
+    meter = make(
+        [Plan(name, includes=[limit]) for name, limit in limits.items()], clock=ManualClock()
+    )
     for name in limits:
         meter.subscribe(name, name)
         record = client.get(meter._keys.path(name).keys[0])
@@ -133,15 +135,24 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     assert client.hexists(meter._keys.policies, policy)
     numbers = [
         int.from_bytes(rec[at : at + size], "little")
-        for at, size in ((14, 6), (20, 6), (26, 6), (32, 6), (38, 7), (45, 7), (52, 7), (59, 7), (66, 6), (72, 5))
+        for at, size in (
+            (14, 6),
+            (20, 6),
+            (26, 6),
+            (32, 6),
+            (38, 7),
+            (45, 7),
+            (52, 7),
+            (59, 7),
+            (66, 6),
+            (72, 5),
+        )
     ]
     start = clock.now_ms - 7000
     assert numbers == [
         clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, clock.now_ms, 2,
     ]  # fmt: skip
-    assert wire.msgpack.unpackb(rec[77:]) == {
-        "o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}
-    }
+    assert wire.msgpack.unpackb(rec[77:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
 
 
 @pytest.mark.parametrize("number", ["10^15", "9 * 10^15", "10^12", "2^48 - 1", "-2^53"])

@@ -15,7 +15,7 @@ from meterd.scripts import Scripts
 from meterd.testing import ManualClock
 from tests.engine.conftest import Make
 from tests.engine.monitor import Monitor
-from tests.engine.raw import snapshot
+from tests.engine.raw import database, snapshot
 from tests.engine.test_declared_keys import runs_of
 from tests.support.servers import Server
 
@@ -36,7 +36,11 @@ def limits(draw: Any, least: int = 1) -> list[Any]:
         rates = draw(st.none() | st.just({name: 2, "a": 1}))
         if kind == "pool":
             reset = draw(st.sampled_from([None, "day", "month", "90m"]))
-            anchors = ["subscription", "first_use", *(["calendar"] if reset in ("day", "month") else [])]
+            anchors = [
+                "subscription",
+                "first_use",
+                *(["calendar"] if reset in ("day", "month") else []),
+            ]
             anchor = draw(st.sampled_from(anchors)) if reset else "subscription"
             found.append(
                 Pool(
@@ -79,7 +83,7 @@ def changed(before: Any, after: Any) -> set[bytes]:
 def tell(server: Server, story: Any, op: bool) -> None:
     """Runs a story; whatever is refused, raises or only looks must not have changed a byte."""
     plans, private, calls = story
-    client = server.client(db=5)
+    client = database(server, 5)
     client.flushdb()
     clock = ManualClock()
     url = f"{server.url}?db=5"
@@ -89,7 +93,9 @@ def tell(server: Server, story: Any, op: bool) -> None:
         for number, (step, verb, path, costs) in enumerate(calls):
             clock.advance(milliseconds=step)
             before = snapshot(client)
-            options = {"op": f"op{number}"} if op and verb in ("consume", "report", "refund") else {}
+            options = (
+                {"op": f"op{number}"} if op and verb in ("consume", "report", "refund") else {}
+            )
             quiet = verb in ("check", "usage")
             try:
                 if verb == "usage":
@@ -178,7 +184,10 @@ def test_check_and_usage_send_no_write(
             looking._store._looked = 0.0  # time to look at the catalog again
         if round_ == 2:
             clock.advance(days=365 * 30)
-        before, changes = snapshot(client), client.info("persistence")["rdb_changes_since_last_save"]
+        before, changes = (
+            snapshot(client),
+            client.info("persistence")["rdb_changes_since_last_save"],
+        )
         with Monitor(server) as monitor:
             look()
             sent = monitor.commands()
@@ -191,7 +200,9 @@ def test_check_and_usage_send_no_write(
     assert first.usage("acme").limits
 
 
-def test_what_a_check_has_learned_is_stored_when_it_is_used(make: Make, client: redis.Redis) -> None:
+def test_what_a_check_has_learned_is_stored_when_it_is_used(
+    make: Make, client: redis.Redis
+) -> None:
     """A record never names a policy that the store does not have."""
     clock = ManualClock()
     first = make(PLANS, clock=clock)
@@ -256,7 +267,9 @@ def test_amounts_of_0_open_nothing(
 
 
 def test_a_counter_never_passes_what_it_holds(make: Make, client: redis.Redis) -> None:
-    meter = make([Plan("free", includes=[Pool("x", 5, overage=None)], default=True)], clock=ManualClock())
+    meter = make(
+        [Plan("free", includes=[Pool("x", 5, overage=None)], default=True)], clock=ManualClock()
+    )
     for _ in range(9):
         meter.report("a", "x", 10**15)
     before = snapshot(client)
@@ -281,8 +294,8 @@ def test_a_carried_debt_is_bounded_too(make: Make, rollover: int) -> None:
             for _ in range(9):
                 meter.report("a", "x", 10**15)
                 reported += 10**15
-        except PolicyError as error:
-            assert "would pass" in str(error)
+        except PolicyError:
+            assert reported == 9 * 10**15
         clock.advance(days=1)
         (state,) = meter.usage("a").limits
         assert state.remaining == 5 * (day + 2) - reported
@@ -292,7 +305,9 @@ def test_a_carried_debt_is_bounded_too(make: Make, rollover: int) -> None:
 def test_an_override_that_waited_for_a_bucket_is_cut_to_what_one_holds(make: Make) -> None:
     """Made when no plan said what kind of limit it would be."""
     clock = ManualClock()
-    bucket = {kind: Bucket(kind, 5, "366d", algorithm=kind) for kind in ("fixed", "sliding", "token")}
+    bucket = {
+        kind: Bucket(kind, 5, "366d", algorithm=kind) for kind in ("fixed", "sliding", "token")
+    }
     other = Plan("more", includes=list(bucket.values()), group="addons")
     meter = make([Plan("free", includes=[Flag("sso")], default=True), other], clock=clock)
     for kind in bucket:

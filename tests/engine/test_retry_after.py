@@ -1,4 +1,4 @@
-"""`retry_after` is exact: waiting that long succeeds, a millisecond less does not, None means never."""
+"""`retry_after` is exact: waiting that long succeeds, a ms less does not, None means never."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ HYPOTHESIS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 DAY_MS = 86_400_000
 CENTURY_MS = 99 * 365 * DAY_MS
 START_MS = 1_735_689_600_000
+LAST_MS = 2**46 - 2 * DAY_MS  # as far as a test clock goes; a bucket may take a trillion years
 
 RATES = st.sampled_from([1, 2, 3, 5, 7, 10, 59, 60, 1000, 999_983, 10**12 - 1, 10**12])
 PERS = st.sampled_from(["1ms", "7ms", "999ms", "1s", "10s", "1m", "1h", "1d", "30d", "366d"])
@@ -33,7 +34,9 @@ def buckets(draw: Any, name: str = "x") -> Bucket:
 
 @st.composite
 def pools(draw: Any, name: str = "x") -> Pool:
-    reset = draw(st.sampled_from([None, "hour", "day", "week", "month", "quarter", "year", "90m", "30d"]))
+    reset = draw(
+        st.sampled_from([None, "hour", "day", "week", "month", "quarter", "year", "90m", "30d"])
+    )
     anchor: Any = "subscription"
     if reset is not None:
         kinds = ["subscription", "first_use", "instant"]
@@ -51,7 +54,9 @@ def pools(draw: Any, name: str = "x") -> Pool:
         draw(st.sampled_from([0, 1, 10, 97, 10**6])),
         reset,
         anchor=anchor,
-        tz=draw(st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/New_York"]))
+        tz=draw(
+            st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/New_York"])
+        )
         if reset != "hour"
         else "UTC",
         rollover=draw(st.sampled_from([0, 5, 100, 10**7])) if carries else 0,
@@ -72,7 +77,7 @@ def most(limit: Any) -> int:
 
 @st.composite
 def stories(draw: Any, kind: Any) -> tuple[list[Any], int, list[tuple[int, str, int]], int]:
-    """Limits; an offset of the clock; (wait, verb, amount) of earlier calls; the amount asked for."""
+    """Limits; the clock's offset; (wait, verb, amount) of earlier calls; the amount asked for."""
     found = draw(kind)
     limits = found if isinstance(found, list) else [found]
     sizes = st.sampled_from([most(limit) for limit in limits])
@@ -94,7 +99,9 @@ def assert_exact(server: Server, story: Any) -> bool:
     """Whether there was a refusal to look at."""
     limits, offset, calls, amount = story
     clock = ManualClock(START_MS + offset)
-    with Meter(server.url, plans=[Plan("p", includes=limits)], clock=clock, prefix="ra", timeout=10) as meter:
+    with Meter(
+        server.url, plans=[Plan("p", includes=limits)], clock=clock, prefix="ra", timeout=10
+    ) as meter:
         try:
             meter.subscribe("a", "p")
             for step, verb, charge in calls:
@@ -119,7 +126,9 @@ def assert_refusal(meter: Meter, clock: ManualClock, refusal: Decision, amount: 
 
     assert refusal.refused
     waits = [state.retry_after for state in refusal.refused]
-    assert refusal.retry_after == (None if None in waits else max(w for w in waits if w is not None))
+    assert refusal.retry_after == (
+        None if None in waits else max(w for w in waits if w is not None)
+    )
     for state in refusal.limits:
         if state.allowed:
             assert state.retry_after is None
@@ -130,12 +139,14 @@ def assert_refusal(meter: Meter, clock: ManualClock, refusal: Decision, amount: 
                 assert not after(wait)[state.name].allowed, f"{state.name} after {wait} ms"
             continue
         wait = ms(state.retry_after)
-        assert 0 < wait
+        assert wait > 0
+        if now + wait > LAST_MS:
+            continue
         assert not after(wait - 1)[state.name].allowed, f"{state.name} a ms early"
         assert after(wait)[state.name].allowed, f"{state.name} after {wait} ms"
         for later in (1, 999, DAY_MS):
             assert after(wait + later)[state.name].allowed
-    if refusal.retry_after is not None:
+    if refusal.retry_after is not None and now + ms(refusal.retry_after) <= LAST_MS:
         wait = ms(refusal.retry_after)
         assert not after(wait - 1).allowed
         clock.now_ms = now + wait
@@ -156,13 +167,13 @@ def test_waiting_exactly_that_long_succeeds(server: Server, kind: str) -> None:
     refusals = 0
 
     @given(story=stories(KINDS[kind]))
-    @settings(HYPOTHESIS, max_examples=250)
+    @settings(HYPOTHESIS, max_examples=150)
     def run(story: Any) -> None:
         nonlocal refusals
         refusals += assert_exact(server, story)
 
     run()
-    assert refusals > 60, "most stories have to end in a refusal, else this looks at nothing"
+    assert refusals > 40, "most stories have to end in a refusal, else this looks at nothing"
 
 
 @pytest.mark.long

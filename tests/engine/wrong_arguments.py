@@ -1,0 +1,82 @@
+"""Arguments that are wrong, by the name of the argument."""
+
+from __future__ import annotations
+
+import struct
+
+import msgpack
+
+from tests.engine.raw import NOW, amounts
+
+NUMBERS: dict[str, float] = {
+    "nan": float("nan"),
+    "-nan": -float("nan"),
+    "inf": float("inf"),
+    "-inf": -float("inf"),
+    "-5": -5,
+    "one half": 0.5,
+    "10**15 + 1": 10**15 + 1,
+    "17 digits": 12345678901234567,
+    "2**53": 2.0**53,
+    "1e300": 1e300,
+    "the smallest there is": 5e-324,
+}
+TEXTS = [
+    b"nan", b"inf", b"-5", b"+5", b"1e3", b"0x10", b"1.5", b" 5", b"5 ", b"5\n", b"5\x00", b"\x005",
+    b"12345678901234567", b"\xff" * 8, b"\x00", b"five", "٣".encode(), b"-0", b"1,5", b"!",
+]  # fmt: skip
+NAMES = [
+    b"", b",", b"credits,", b",credits", b"a" * 65, b"a b", b"a/b", b"credits\x00", b"credits\n",
+    "crédits".encode(), b"%w", b"a,b,,c", b",".join([b"a"] * 65), b"{x}", b"**", b"*,*",
+]  # fmt: skip
+SOME = b"a policy"
+WRONG: dict[str, list[bytes]] = {
+    "now": [*TEXTS, b"9" * 15],
+    "amounts": [
+        b"",
+        *TEXTS,
+        b"1" * 7,
+        b"12345678",  # eight digits are a double, too: 6.8e-38
+        amounts(*[1.0] * 65),
+        *(amounts(v) for v in NUMBERS.values()),
+        *(amounts(1, v) for v in NUMBERS.values()),
+        amounts(1),
+        amounts(1, 1, 1),
+        amounts(2, 1)[:-1],
+        amounts(2, 1) + b"\x00",
+        struct.pack(">2d", 2, 1),
+        struct.pack("<2q", 2, 1),
+    ],
+    "costs": [*NAMES, b"credits", b"credits,api,login", b"*"],
+    "op": [b"1", b"x" * 21, b"x" * 23, b"x" * 44, bytes(22)],
+    "context": [
+        b"", b"x" * 11, bytes(12) + b"a b", bytes(12) + b"!!", bytes(12) + b"\x00", b"x" * 77,
+        bytes(12) + b"!",
+    ],
+    "extra": [
+        b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x93\x01",
+        *map(msgpack.packb, (5, None, "p", {"p": 1}, {"m": 1}, {"m": [1]})),
+        *(
+            msgpack.packb({"m": [move]}, use_bin_type=False)
+            for move in (
+                [], [1], [1, b"", b"", b""], [1, SOME, SOME], ["1", SOME, SOME, SOME],
+                [1, SOME, SOME, 5], [1, SOME, SOME, SOME, 5], [[], [], [], []],
+                *([level, SOME, SOME, SOME] for level in (*NUMBERS.values(), 0, 5, 1.5)),
+            )
+        ),
+    ],
+    "change": [b"", b"KEEP", b"resets", b"prorate", b"keep\x00"],
+    "anchor": [*TEXTS, b"9" * 15],
+    "pools": [name for name in NAMES if name],
+    "name": [*NAMES, b"credits,api", b"*"],
+    "limit": TEXTS,
+    "overage": [*TEXTS, b"1" + b"0" * 15 + b"1"],
+    "burst": [*TEXTS, b"none", b"1000000000001"],
+    "expires": [*TEXTS, b"9" * 15, b"1", b"%d" % NOW],
+    "clear": [b"0", b"true", b"11", b"1\x00"],
+    "known": [b"0", b"yes", b"11"],
+    "used": [b"", *TEXTS, b"none", b"1000000000000001"],
+    "field": [b""],
+    "catalog": [b""],
+}  # fmt: skip
+FREE = {"value", "expected"}  # any text is one
