@@ -17,13 +17,13 @@ from meterd.keys import Keyspace, Path
 from meterd.transport import Request
 
 NAMES = ("pool", "sliding", "fixed", "token")
-PLENTY = 10**9
+PLENTY = 10**6  # per subject, who is charged 1 at a time
 PLAN = Plan(
     "bench",
     default=True,
     includes=[
         Pool("pool", 10**15, "month", rates={"pool": 1, "all": 1}),
-        Bucket("sliding", PLENTY, "1m", rates={"sliding": 1, "all": 1}),
+        Bucket("sliding", PLENTY, "1d", rates={"sliding": 1, "all": 1}),
         Bucket("fixed", PLENTY, "1h", algorithm="fixed", rates={"fixed": 1, "all": 1}),
         Bucket("token", PLENTY, "1s", algorithm="token", rates={"token": 1, "all": 1}),
     ],

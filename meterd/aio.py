@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -53,8 +54,10 @@ class Pending(Coroutine[Any, Any, T]):
 
     if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
 
-        def __bool__(self):  # noqa: PLE0304  # it never returns
-            self._forgotten()
+        def __bool__(self):
+            # asyncio tests the coroutine of a task that it shows in a log.
+            asking = sys._getframe(1).f_globals.get("__name__", "")
+            return asking.startswith("asyncio.") or self._forgotten()
 
         def __iter__(self):
             self._forgotten()

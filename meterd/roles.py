@@ -67,6 +67,7 @@ class Joining:
         plans: Sequence[Plan] = [
             *self._store.catalog.plans.values(),
             *(self._store.own_plans or ()),
+            *self._store.private_plans(),
         ]
         for plan in plans:
             for limit in plan.includes:

@@ -25,7 +25,7 @@ from meterd.scripts import READ_ONLY, Scripts
 from meterd.transport import MaybeSent, Node, NotSent, Request
 from meterd.wire import command, script_call
 
-_REPAIRS = 4  # a server that loses its scripts faster than this is not usable
+_REPAIRS = 8  # a server that loses its scripts faster than this is not usable
 
 
 class HorizonNeeded(Exception):

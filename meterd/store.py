@@ -23,7 +23,14 @@ from meterd.catalog import (
     plan_from_bytes,
     validate_catalog,
 )
-from meterd.compile import ABSENT, Policy, compile_policy, horizon_for, read_policy
+from meterd.compile import (
+    ABSENT,
+    Policy,
+    compile_policy,
+    horizon_for,
+    is_private,
+    read_policy,
+)
 from meterd.errors import CatalogMismatch, PolicyError, ScriptError, Unavailable, UnsafeServer
 from meterd.flow import Flow
 from meterd.keys import Keyspace
@@ -254,6 +261,10 @@ class Store:
                 )
 
     # Policies ------------------------------------------------------------------------------------
+
+    def private_plans(self) -> list[Plan]:
+        """Plans of single subjects, as far as this process has met them."""
+        return [plan for plan in list(self._definitions.values()) if is_private(plan)]
 
     def extend_horizon(self, needed_ms: int) -> None:
         """From now on, zones are written out beyond that instant."""

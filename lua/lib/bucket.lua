@@ -59,13 +59,18 @@ function fixed.charge(L, c, now, s)
   s.used, s.left = s.used + c, s.left - c
 end
 
--- The plain case in one go, as in lib/pool.lua: the window is open and c > 0 fits.
+-- The plain case in one go, as in lib/pool.lua: c > 0 fits.
 function fixed.take(L, rec, now, c)
   local start, used = sunpack(FIXED_FORMAT, rec, L.offset)
-  local limit, ends = L.limit, (start + L.period) * L.tick
+  local limit, P, t = L.limit, L.period, L.tick
+  local ends = (start + P) * t
+  if now >= ends or start == NEVER then
+    start, used = floor(now / t), 0
+    ends = (start + P) * t
+  end
   used = used + c
   local left = limit - used
-  if left < 0 or now >= ends or start == NEVER then
+  if left < 0 then
     return nil
   end
   return spack(FIXED_FORMAT, start, used), spack(FIGURES, 1, limit, used, left, 0, c, ends, NONE), left
@@ -126,6 +131,15 @@ local SLIDING_FORMAT, SLIDING_SIZE = "<I6I5I5", 16
 
 local sliding = {}
 
+-- The window of a tick, where `window` was charged last.
+local function rolled(L, tick, window, used, previous)
+  local k = floor(tick / L.period)
+  if k == window then
+    return window, used, previous
+  end
+  return k, 0, k == window + 1 and used or 0
+end
+
 -- What counts now.
 local function weighted(L, now, s)
   local previous = s.previous
@@ -146,12 +160,8 @@ local function sliding_left(L, now, s)
 end
 
 function sliding.load(L, rec, now, s)
-  s.window, s.used, s.previous = sunpack(SLIDING_FORMAT, rec, L.offset)
-  local window = floor(floor(now / L.tick) / L.period)
-  if window ~= s.window then
-    s.previous = window == s.window + 1 and s.used or 0
-    s.window, s.used = window, 0
-  end
+  local window, used, previous = sunpack(SLIDING_FORMAT, rec, L.offset)
+  s.window, s.used, s.previous = rolled(L, floor(now / L.tick), window, used, previous)
   return sliding_left(L, now, s)
 end
 
@@ -165,18 +175,23 @@ function sliding.charge(_, c, _, s)
   s.used, s.left = s.used + c, s.left - c
 end
 
--- The plain case: c > 0 fits into the window that was charged last.
+-- The plain case: c > 0 fits.
 function sliding.take(L, rec, now, c)
   local window, used, previous = sunpack(SLIDING_FORMAT, rec, L.offset)
   local limit, P, t = L.limit, L.period, L.tick
-  local elapsed = floor(now / t) - window * P
+  local tick = floor(now / t)
+  local elapsed = tick - window * P
+  if elapsed < 0 or elapsed >= P then
+    window, used, previous = rolled(L, tick, window, used, previous)
+    elapsed = tick - window * P
+  end
   used = used + c
   local counted = used
   if previous > 0 then
     counted = used + ceil_div(previous * (P - elapsed), P)
   end
   local left = limit - counted
-  if left < 0 or elapsed < 0 or elapsed >= P then
+  if left < 0 then
     return nil
   end
   return spack(SLIDING_FORMAT, window, used, previous),
@@ -267,11 +282,11 @@ local function refill(L, tick, spent, fraction, last)
   return spent, fraction
 end
 
--- The instant at which `units` more will have come back; at most 2^53 ms, which no clock reaches.
+-- The instant at which `units` more will have come back; NONE where no clock reaches it.
 local function refilled_at(L, units, fraction, tick)
   local limit = L.limit
   local at = (tick + floor((units * L.period - fraction + limit - 1) / limit)) * L.tick
-  return at < -NONE and at or -NONE
+  return at < -NONE and at or NONE
 end
 
 function token.load(L, rec, now, s)

@@ -28,8 +28,8 @@ function charge.amounts(text)
   return count
 end
 
--- Charges and answers in one go where nothing is out of the ordinary: every limit goes on in its period
--- and has enough left. Fills `slices` and returns the answer; nil, and nothing done: take the long way.
+-- Charges and answers in one go where nothing is out of the ordinary: every pool goes on in its period
+-- and every limit has enough left. Fills `slices` and returns the answer; nil, and nothing done: take the long way.
 function charge.plainly(count, names, amount_count, now)
   local n, shown, balance, whole = 1, 0, huge, false
   for i = 1, count do

@@ -25,6 +25,9 @@ function op.find(stored, text, now)
   if not stored then
     return nil
   end
+  if #stored < 22 then
+    error("METERD-LAYOUT an operation id of " .. #stored .. " bytes", 0)
+  end
   local digest, ends = sunpack("<c16I6", stored)
   if ends <= now then
     return nil

@@ -19,6 +19,18 @@ local HEAD = "<BBc8I4I6"
 local record = {}
 local levels = { {}, {}, {}, {} }
 
+local function too_short(rec)
+  error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+end
+
+-- When a record was last written.
+function record.seen(rec)
+  if #rec < HEADER then
+    too_short(rec)
+  end
+  return (sunpack("<I6", rec, 15))
+end
+
 local function has(flags, bit)
   return flags % (bit * 2) >= bit
 end
@@ -144,11 +156,6 @@ local function read_variable(level, rev, seen, now)
   end
 end
 
--- When a record was last written.
-function record.seen(rec)
-  return (sunpack("<I6", rec, 15))
-end
-
 -- A move must not read a record by definitions that it is not laid out by. `from`: the policy that the
 -- record names, where it is at hand.
 local function check_layout(level, from)
@@ -233,7 +240,7 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then
-        error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+        too_short(rec)
       end
       local version, flags, fp, rev, seen = sunpack(HEAD, rec)
       if version ~= 1 then

@@ -136,7 +136,25 @@ def test_a_record_key_that_holds_no_record(w: World, how: str) -> None:
             assert isinstance(reply, ResponseError)
             assert CLEAR.match(str(reply)), f"{entry}: {reply}"
             assert w.client.get(b"w:{x}:s:odd") == stored
+            if header(entry).one:  # it may stand above the record that is meant, too
+                reply = w.raw.call(entry, [w.fresh, b"w:{x}:s:odd"], args, how=how)
+                assert isinstance(reply, ResponseError)
+                assert CLEAR.match(str(reply)), f"{entry}: {reply}"
     w.reset()
+
+
+def test_an_operation_id_that_is_none(w: World, how: str) -> None:
+    for stored in (b"", b"\x01" * 15, b"\x01" * 21, bytes(22)):
+        for entry in ("consume", "report", "refund", "subscribe"):
+            w.client.set(w.op, stored)
+            keys, args = w.valid(entry, op=True)
+            reply = w.raw.call(entry, keys, args, how=how)
+            if len(stored) == 22:
+                assert applied(entry, reply)  # it ended in 1970
+            else:
+                assert CLEAR.match(str(reply)), f"{entry}: {reply}"
+                assert w.client.get(w.op) == stored
+            w.reset()
 
 
 def test_meta_that_is_none(w: World, how: str) -> None:

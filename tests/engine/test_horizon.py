@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis
@@ -207,6 +208,20 @@ def test_every_horizon_on_the_way_to_the_last(make: Make) -> None:
         clock.advance(days=365 * 15 + 17)
         assert_right(meter, clock)
         assert meter.consume("a", "x", 1).allowed
+
+
+@pytest.mark.parametrize("month", range(1, 13))
+def test_hours_where_the_clock_moves_by_half_of_one(make: Make, month: int) -> None:
+    """An hour on the wall begins at :00 on it; beyond the horizon, too."""
+    tz = "Australia/Lord_Howe"
+    clock = ManualClock(START)
+    hours = Pool("hour", 100, "hour", anchor="calendar", tz=tz)
+    meter = make([Plan("p", includes=[hours], default=True)], clock=clock)
+    meter.consume("a", "hour")
+    clock.set(datetime(_FIRST_HORIZON + 3, month, 20, 3, 4, 5, tzinfo=UTC))
+    begun = clock.now().astimezone(ZoneInfo(tz)).replace(minute=0, second=0)
+    for verb in (meter.check, meter.consume):
+        assert verb("a", "hour")["hour"].resets_at == begun + timedelta(hours=1)
 
 
 def test_a_limiter_has_no_zones_and_no_horizon(make: Make) -> None:

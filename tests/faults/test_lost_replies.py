@@ -5,14 +5,17 @@ The proxy decides what happens to each request, a second meter without a proxy l
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from meterd import Bucket, Meter, OutcomeUnknown, Plan, Pool, Unavailable
+from meterd import AsyncMeter, Bucket, Meter, OutcomeUnknown, Plan, Pool, Unavailable
 from tests.faults.fault_tools import CREDITS, PLENTY, Workshop, allowing, used
 from tests.support import proxy as faulty
 from tests.support.proxy import Fault, FaultProxy
@@ -86,11 +89,11 @@ def test_one_fault(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
     waiting = fault in (faulty.DROP, faulty.STALL)  # for what never comes
-    meter = either(proxy.url, prefix=prefix, timeout=0.2 if waiting else 5)
-    verbs = ("consume", "report", "refund")
+    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    verbs = {"consume": 107} if waiting else {"consume": 107, "report": 107, "refund": 93}
     for verb in verbs:
         getattr(meter, verb)("acme", "credits")  # from here on each is one request
-    for verb, after in zip(verbs, (107, 107, 93), strict=True):
+    for verb, after in verbs.items():
         direct.adjust(verb, "credits", used=100)
         call = getattr(meter, verb)
         proxy.next(fault)
@@ -112,12 +115,11 @@ def test_one_fault(
             assert caught.value.op is None
         assert used(direct, verb) == (100 if fault == faulty.CUT_BEFORE else after)
 
-    patient = either(proxy.url, prefix=prefix, timeout=0.5 if waiting else 5)
-    for ask in (patient.usage, lambda subject: patient.check(subject, "credits")):
+    for ask in (meter.usage, lambda subject: meter.check(subject, "credits")):
         ask("seen")
         proxy.next(fault)
         assert ask("seen")["credits"].used == 0
-    assert proxy.stats[fault.kind] == 8
+    assert proxy.stats[fault.kind] == 2 * len(verbs) + 2
 
 
 @EVERY_WAY
@@ -230,14 +232,66 @@ def test_random_faults_on_questions(
     for index in range(20):
         direct.consume(f"s{index}", "credits", index + 1)
     misbehave(proxy, 5)
+    answered = 0
     for turn in range(150):
         index = turn % 20
-        if turn % 3:
-            found = meter.check(f"s{index}", "credits", 1)
-            assert found.balance == PLENTY - index - 1
-        else:
-            found = meter.usage(f"s{index}")
+        try:
+            if turn % 3:
+                found = meter.check(f"s{index}", "credits", 1)
+                assert found.balance == PLENTY - index - 1
+            else:
+                found = meter.usage(f"s{index}")
+        except Unavailable:  # too many faults in a row
+            continue
         assert found["credits"].used == index + 1
+        answered += 1
+    assert answered > 130
+    assert sum(proxy.stats[fault.kind] for fault in LOSING) > 20
+
+
+@pytest.mark.parametrize("matrix_server", ["valkey-9.1", "redis-6.2"], indirect=True)
+def test_random_faults_on_many_threads(proxy: FaultProxy, direct: Meter, prefix: str) -> None:
+    """One meter, fewer connections than threads; every operation counts once."""
+    with Meter(proxy.url, prefix=prefix, timeout=2, max_connections=6) as meter:
+        proxy.random(9, RATES | {faulty.STALL: 0.0, faulty.DROP: 0.002})
+
+        def work(number: int) -> None:
+            for index in range(25):
+                request = ("consume", f"s{number}", number * 25 + index + 1, f"op-{index}")
+                found = None
+                while found is None:
+                    with contextlib.suppress(Unavailable):  # every connection is taken
+                        found = ask(meter, request)
+                assert found["credits"].applied == number * 25 + index + 1
+
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(work, range(16)))
+    for number in range(16):
+        assert used(direct, f"s{number}") == sum(range(number * 25 + 1, number * 25 + 26))
+    assert proxy.stats["cut_after"] > 5
+
+
+@pytest.mark.parametrize("matrix_server", ["valkey-9.1", "redis-6.2"], indirect=True)
+def test_random_faults_on_many_tasks(proxy: FaultProxy, direct: Meter, prefix: str) -> None:
+    async def work(meter: AsyncMeter, number: int) -> None:
+        op = f"op-{number}"
+        while True:
+            try:
+                found = await meter.consume(f"s{number % 16}", "credits", number + 1, op=op)
+            except (OutcomeUnknown, Unavailable):
+                continue
+            assert found["credits"].applied == number + 1
+            return
+
+    async def crowd() -> None:
+        async with AsyncMeter(proxy.url, prefix=prefix, timeout=2, max_connections=6) as meter:
+            proxy.random(10, RATES | {faulty.STALL: 0.0, faulty.DROP: 0.002})
+            await asyncio.gather(*(work(meter, number) for number in range(400)))
+
+    asyncio.run(crowd())
+    for number in range(16):
+        assert used(direct, f"s{number}") == sum(range(number + 1, 401, 16))
+    assert proxy.stats["cut_after"] > 5
 
 
 # --- What is set

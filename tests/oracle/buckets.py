@@ -264,18 +264,24 @@ class TokenSpec(BucketSpec):
 
     def figures(self, state: TokenState, now: int) -> Figures:
         wait = self.ticks_until(state, 0)
-        full = min(self.ms(state.tick + wait), 2**53) if wait else None
+        full = self.reached(state, wait) if wait else None
         return Figures(state.spent, self.left(state, now), 0, full)
+
+    def reached(self, state: TokenState, wait: int) -> int | None:
+        """The instant `wait` ticks on; None where no clock reaches it."""
+        at = self.ms(state.tick + wait)
+        return at if at < 2**53 else None
 
     def retry_after(self, state: TokenState, amount: int, now: int) -> int | None:
         if amount > self.size:
             return None
         wait = self.ticks_until(state, self.size - amount)
-        return None if wait is None else min(self.ms(state.tick + wait), 2**53) - now
+        at = None if wait is None else self.reached(state, wait)
+        return None if at is None else at - now
 
     def full_at(self, state: TokenState, now: int) -> int | None:
         wait = self.ticks_until(state, 0)
-        return None if wait is None else min(self.ms(state.tick + wait), 2**53) if wait else now
+        return None if wait is None else self.reached(state, wait) if wait else now
 
     def convert(self, old: Any, state: Any, now: int) -> TokenState:
         if not isinstance(old, TokenSpec):

@@ -224,7 +224,11 @@ def test_an_override_ends_at_its_own_instant() -> None:
     assert model.check("ana", "m", 10**9).allowed
     model.override("ana", "m", clear=True)
     assert not model.check("ana", "m", 10**9).allowed
+    with pytest.raises(PolicyError):
+        model.override("ana", "later", limit=7)  # no plan at all includes it
+    model.apply([Plan("more", includes=[Bucket("later", 1, "1s")], group="g")])
     model.override("ana", "later", limit=7)
+    assert [x.limit for x in model.usage("ana").limits] == [10]  # it sleeps
     model.apply([Plan("more", includes=[Bucket("later", 1, "1s")], group="g", default=True)])
     assert [x.limit for x in model.usage("ana").limits] == [10, 7]
     mistakes: list[dict[str, Any]] = [{"burst": 3}, {"limit": -1}, {}]
