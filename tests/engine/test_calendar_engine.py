@@ -87,7 +87,7 @@ def probes(case: Case, tz: str, rng: random.Random, thorough: bool) -> Iterator[
         chosen = {
             n for jump in near for n in range(grid.index_of(jump) - 1, grid.index_of(jump) + 3)
         }
-        chosen |= set(rng.sample(range(first, last), 10))
+        chosen |= set(rng.sample(range(first, last), 10)) | ({-1, 0, 1} & set(range(first, last)))
     for n in chosen:
         boundary = grid.boundary(n)
         yield boundary - 1
@@ -105,7 +105,8 @@ def anchors(tz: str) -> list[datetime]:
         datetime(2020, 2, 29, 12, tzinfo=UTC),
         datetime(2022, 12, 31, 23, 59, 59, 999000, tzinfo=UTC),
     ]
-    for jump in jumps(tz, to_ms(datetime(2022, 1, 1, tzinfo=UTC)), MADE)[-3:]:
+    early = jumps(tz, to_ms(datetime(2022, 1, 1, tzinfo=UTC)), MADE)
+    for jump in (*early[-3:], *jumps(tz)[-2:]):
         # Before it, at it, and behind it: with a clock moved back this wall time occurs twice.
         found += [at(jump + minutes * 60_000) for minutes in (-30, 0, 15, 30, 90)]
     return found
