@@ -17,7 +17,6 @@ from typing import Any
 
 from meterd.aio import AsyncMeter
 from meterd.client import Meter
-
 from meterd.embedded import EmbeddedServer
 from meterd.errors import MeterdError
 from meterd.policy import Bucket, Plan, Pool

@@ -131,10 +131,12 @@ class _Base:
         if os.getpid() != self._pid:
             self._inherit()
         elif self._loop is not None:
-            raise PolicyError(
-                "this AsyncMeter belongs to another event loop; make one for each loop, or call "
-                "aclose() on it before the first loop ends"
-            )
+            if not self._loop.is_closed():
+                raise PolicyError(
+                    "this AsyncMeter belongs to another event loop that has not ended; make one "
+                    "for each loop"
+                )
+            self.abandon()
         self._loop = loop
         self._keeper = self._keep()
         await anext(self._keeper)

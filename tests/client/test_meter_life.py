@@ -309,5 +309,18 @@ def test_a_meter_serves_one_loop_after_the_other(server: Server) -> None:
     asyncio.run(_await(meter.forget("ana")))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_ended_in_disorder_does_not_keep_the_meter(server: Server) -> None:
+    meter = AsyncMeter(server.url, plans=PLANS, prefix=fresh_prefix(), timeout=10)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(_await(meter.consume("ana", "tokens")))
+    loop.close()
+    assert asyncio.run(_await(meter.consume("ana", "tokens"))).balance == 98
+    asyncio.run(_await(meter.forget("ana")))
+    del loop
+    gc.collect()
+
+
 async def _await(made: Awaitable[Any]) -> Any:
     return await made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
+import msgpack
 import pytest
 import redis
 
@@ -152,7 +153,7 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     assert numbers == [
         clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, clock.now_ms, 2,
     ]  # fmt: skip
-    assert wire.msgpack.unpackb(rec[77:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
+    assert msgpack.unpackb(rec[77:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
 
 
 @pytest.mark.parametrize("number", ["10^15", "9 * 10^15", "10^12", "2^48 - 1", "-2^53"])

@@ -181,7 +181,7 @@ def test_waiting_exactly_that_long_succeeds(server: Server, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_waiting_exactly_that_long_succeeds_for_longer(server: Server, kind: str) -> None:
     @given(story=stories(KINDS[kind]))
-    @settings(HYPOTHESIS, max_examples=8000)
+    @settings(HYPOTHESIS, max_examples=4000)
     def run(story: Any) -> None:
         assert_exact(server, story)
 

@@ -45,7 +45,19 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 VERBS = READS | GIVES | WRITES
 
 
-@pytest.fixture(params=list(servers.BINARIES))
+# Both clients; every server, the asynchronous client on two of them.
+EVERYWHERE = pytest.mark.parametrize(
+    ("either", "own"),
+    [
+        *(("sync", name) for name in servers.BINARIES),
+        ("async", "valkey-9.1"),
+        ("async", "redis-6.2"),
+    ],
+    indirect=True,
+)
+
+
+@pytest.fixture
 def own(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server that may be broken."""
     if not servers.available(request.param):
@@ -83,6 +95,7 @@ def test_connection_refused(either: Workshop, url: str) -> None:
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 def test_down_and_up_again(own: Server, either: Workshop, prefix: str) -> None:
     """An idle connection that died is no excuse: nothing was sent, so nothing is unknown."""
     meter = opened(either, own, prefix)
@@ -109,6 +122,7 @@ def full(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 @pytest.mark.parametrize("functions", [True, False], ids=["functions", "evalsha"])
 def test_out_of_memory(own: Server, either: Workshop, prefix: str, functions: bool) -> None:
     meter = opened(either, own, prefix)
@@ -130,6 +144,7 @@ def test_out_of_memory(own: Server, either: Workshop, prefix: str, functions: bo
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 def test_giving_back_needs_no_memory(own: Server, either: Workshop, prefix: str) -> None:
     meter = opened(either, own, prefix)
     meter.refund("acme", "credits", 1)
@@ -146,6 +161,7 @@ def test_giving_back_needs_no_memory(own: Server, either: Workshop, prefix: str)
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 def test_opening_a_full_server(own: Server, either: Workshop, prefix: str) -> None:
     opened(either, own, prefix)
     with full(own):
@@ -164,6 +180,7 @@ def test_opening_a_full_server(own: Server, either: Workshop, prefix: str) -> No
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 def test_a_read_only_replica(own: Server, either: Workshop, prefix: str) -> None:
     meter = opened(either, own, prefix)
     meter.check("acme", "credits")
@@ -281,6 +298,7 @@ def test_opening_into_a_partition(silent: FaultProxy, either: Workshop, prefix: 
 
 
 @pytest.mark.matrix
+@EVERYWHERE
 def test_a_stopped_server_runs_what_it_was_sent(own: Server, either: Workshop, prefix: str) -> None:
     """What lies in its sockets is executed late: an operation id counts once all the same."""
     meter = opened(either, own, prefix, timeout=5)
