@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from meterd.session import Session
 from meterd.settings import settings_file
 from meterd.store import Store
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
+
+_log = logging.getLogger("meterd")
 
 Costs = str | Mapping[str, int]
 Observer = Callable[[str, Subject, str, float], None]
@@ -101,8 +104,12 @@ class MeterBase:
         raise NotImplementedError
 
     def _observe(self, verb: str, subject: Subject, outcome: str, started: float) -> None:
-        if self._observer is not None:
+        if self._observer is None:
+            return
+        try:
             self._observer(verb, subject, outcome, time.perf_counter() - started)
+        except Exception:  # noqa: BLE001  # metrics must not hide what became of a charge
+            _log.exception("the observer failed on %s of %r (%s)", verb, subject, outcome)
 
     def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
         return LimiterCalls(self._operations, name, limits)

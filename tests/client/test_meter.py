@@ -322,6 +322,19 @@ def steal_before_every_request(meter: AnyMeter, steal: Callable[[], object]) -> 
 # --- observer
 
 
+def test_an_observer_that_fails_hides_no_answer(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("metrics are down")
+
+    meter = make(observer=failing)
+    assert meter.consume("ana", "tokens").allowed
+    with pytest.raises(PolicyError):
+        meter.consume("ana", "tokens", -1)
+    assert "metrics are down" in caplog.text
+
+
 def test_observer(make: Make) -> None:
     calls: list[tuple[str, Any, str, float]] = []
     meter = make(observer=lambda *call: calls.append(call))

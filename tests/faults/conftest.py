@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.fault_tools import Workshop, fresh_prefix, workshop
+from meterd import Meter
+from tests.faults.fault_tools import CREDITS, Workshop, fresh_prefix, workshop
+from tests.support.proxy import FaultProxy
+from tests.support.servers import Server
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -19,3 +22,15 @@ def either(request: pytest.FixtureRequest) -> Iterator[Workshop]:
 @pytest.fixture
 def prefix() -> str:
     return fresh_prefix()
+
+
+@pytest.fixture
+def proxy(matrix_server: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(matrix_server) as started:
+        yield started
+
+
+@pytest.fixture
+def direct(matrix_server: Server, prefix: str) -> Iterator[Meter]:
+    with Meter(matrix_server.url, plans=[CREDITS], prefix=prefix, timeout=20) as made:
+        yield made

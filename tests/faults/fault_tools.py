@@ -6,11 +6,32 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from meterd import AsyncMeter, Bucket, Meter, Plan, Pool
+import pytest
+
+from meterd import AsyncMeter, Bucket, Meter, OutcomeUnknown, Plan, Pool
+from tests.support import proxy as faulty
 from tests.support.servers import Server
+
+# Both clients and both ways to call scripts: functions, and EVALSHA where the server has none.
+PAIRS = [("sync", "valkey-9.1"), ("async", "redis-6.2")]
+LONG_PAIRS = [
+    pytest.param(*pair, marks=pytest.mark.long)
+    for pair in [("sync", "redis-6.2"), ("async", "valkey-9.1"), ("async", "redis-8.2")]
+]
+EVERY_WAY = pytest.mark.parametrize(
+    ("either", "matrix_server"), [*PAIRS, *LONG_PAIRS], indirect=True
+)
+
+LOSING = (
+    faulty.DROP,
+    faulty.STALL,
+    faulty.CUT_BEFORE,
+    faulty.CUT_AFTER,
+    faulty.CUT_MID_REPLY,
+)
 
 PLENTY = 10**9
 CREDITS = Plan("credits", default=True, includes=[Pool("credits", PLENTY, reset="month")])
@@ -109,3 +130,13 @@ def workshop(kind: str) -> Iterator[Workshop]:
         yield made
     finally:
         made.close()
+
+
+def certain(op: str, call: Callable[[], Any]) -> Any:
+    """The answer of a call that carries `op`: repeated as long as its outcome is unknown."""
+    while True:
+        try:
+            return call()
+        except OutcomeUnknown as error:
+            if error.op != op:
+                raise

@@ -19,7 +19,7 @@ from tests.faults.fault_tools import CREDITS, PLENTY, connections
 from tests.support import servers
 from tests.support.servers import Server, wait_until
 
-CALLS = 10_000
+CALLS = {"valkey-9.1": 10_000, "redis-6.2": 3_000}
 SIZE = 16  # connections
 TASKS = 300  # in flight at once, so most of them wait for a connection
 
@@ -101,14 +101,15 @@ class Storm:
 
 
 @pytest.mark.asyncio
-async def test_10_000_calls_cancelled_at_random_moments(
+async def test_thousands_of_calls_cancelled_at_random_moments(
     own_server: Server, meter: AsyncMeter
 ) -> None:
+    calls = CALLS[own_server.name]
     for index in range(7):
         await meter.consume(f"fixed-{index}", "credits", index + 1)
     storm = Storm(meter, seed=13)
-    await asyncio.gather(*(storm.one(index) for index in range(CALLS)))
-    assert sum(storm.ends.values()) == CALLS
+    await asyncio.gather(*(storm.one(index) for index in range(calls)))
+    assert sum(storm.ends.values()) == calls
     assert all(storm.ends[end] > 200 for end in ("done", "cancelled")), storm.ends
 
     # Every place in the pool came back, nobody waits, and the server sees no more than these.
@@ -118,7 +119,7 @@ async def test_10_000_calls_cancelled_at_random_moments(
     await settled(own_server, SIZE + 1)
 
     applied: Counter[tuple[bool, bool]] = Counter()
-    for index in (index for index in range(CALLS) if index % 10 != 9):
+    for index in (index for index in range(calls) if index % 10 != 9):
         usage = await meter.usage(f"s{index}")
         used = usage["credits"].used
         if index in storm.answered:

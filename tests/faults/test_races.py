@@ -65,8 +65,16 @@ def together(work: Callable[[int], Any], threads: int = THREADS) -> list[Any]:
 # --- Processes
 
 
-@BOTH_WAYS
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("kind", "matrix_server"),
+    [
+        ("sync", "valkey-9.1"),
+        ("async", "redis-6.2"),
+        pytest.param("async", "valkey-9.1", marks=pytest.mark.long),
+        pytest.param("sync", "redis-6.2", marks=pytest.mark.long),
+    ],
+    indirect=["matrix_server"],
+)
 def test_8_processes_sell_a_pool_exactly(matrix_server: Server, prefix: str, kind: str) -> None:
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(8), context.SimpleQueue()
