@@ -11,6 +11,7 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{store}:catalog       the catalog
     meterd:{store}:policies      policies and plan definitions
     meterd:{store}:clock         which clock the store runs on
+    meterd:{store}:private       cost names that a private plan charges to what never fails open
 
 Segments are joined by "/"; inside one, "%" and "/" are percent-encoded: the encoding is injective.
 """
@@ -144,6 +145,7 @@ class Keyspace:
         self.catalog = self._raw + b":{store}:catalog"
         self.policies = self._raw + b":{store}:policies"
         self.clock = self._raw + b":{store}:clock"
+        self.private = self._raw + b":{store}:private"
         self._known = lru_cache(maxsize=4096)(self._path)
 
     def path(self, subject: Subject) -> Path:

@@ -63,6 +63,8 @@ class Joining:
 
     def degraded(self, costs: wire.Costs) -> Decision | None:
         """The answer without a server, where costs reach only buckets that allow one."""
+        if not self._store.guarded.isdisjoint(costs.names):
+            return None
         reached: dict[str, list[Any]] = {name: [] for name in costs.names}
         plans: Sequence[Plan] = [
             *self._store.catalog.plans.values(),

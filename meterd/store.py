@@ -34,7 +34,7 @@ from meterd.compile import (
 from meterd.errors import CatalogMismatch, PolicyError, ScriptError, Unavailable, UnsafeServer
 from meterd.flow import Flow
 from meterd.keys import Keyspace
-from meterd.policy import Plan, Pool
+from meterd.policy import Bucket, Plan, Pool
 from meterd.revision import Catalog, checked_plans, plan_ids
 from meterd.session import Session
 
@@ -47,6 +47,16 @@ class Sight(NamedTuple):
     revision: int
     context: bytes
     policy: Policy | None
+
+
+def never_open(plan: Plan) -> set[str]:
+    """The cost names that a plan charges to a limit which never answers without the server."""
+    return {
+        name
+        for limit in plan.includes
+        if isinstance(limit, Pool) or (isinstance(limit, Bucket) and limit.on_error == "raise")
+        for name in limit.charges
+    }
 
 
 class Store:
@@ -75,6 +85,7 @@ class Store:
         self._policies: dict[bytes, Policy] = {}
         self._definitions: dict[bytes, Plan] = {}
         self._stored: set[bytes] = set()
+        self.guarded: set[str] = set()  # cost names that private plans keep from failing open
         self._compiled: dict[tuple[Any, ...], Policy] = {}
         self._firsts: dict[str | None, Sight] = {}
         if self.own_plans is not None:
@@ -92,7 +103,8 @@ class Store:
         if self.ready and now - self._looked > REFRESH_SECONDS:
             self._looked = now  # the others go on meanwhile
             with contextlib.suppress(Unavailable):  # the call itself will say so
-                yield from self.refresh(self.session.timeout / 2)
+                yield from self.refresh(self.session.timeout / 4)
+                yield from self._learn_guarded(self.session.timeout / 4)
         if not self.ready:
             yield from self.open()
             now = time.monotonic()
@@ -128,6 +140,16 @@ class Store:
                 "server's must never meet in one store)"
             )
         self._adopt(raw, known)
+        yield from self._learn_guarded(None)
+
+    def _learn_guarded(self, timeout: float | None) -> Flow[None]:
+        # By itself: while a slot moves, commands sent together may not be answered together.
+        (names,) = yield from self.session.plain(
+            self.keys.private, (b"SMEMBERS", self.keys.private), timeout=timeout
+        )
+        if isinstance(names, ResponseError):
+            raise Unavailable(f"the store could not be read: {names}")
+        self.guarded |= {name.decode() for name in names}
 
     def _refuse(self) -> None:
         change = diff(self.catalog.live(), self.own_plans or ())
@@ -291,14 +313,22 @@ class Store:
         if policy.name in self._stored:
             return
         fields: list[bytes] = [policy.name, policy.blob]
-        for _, _, digest, _ in policy.plans:
-            if digest in self._definitions:
-                fields += [b"d" + digest, definition_bytes(self._definitions[digest])]
-        (reply,) = yield from self.session.plain(
-            self.keys.policies, (b"HSET", self.keys.policies, *fields)
-        )
-        if isinstance(reply, ResponseError):
-            raise Unavailable(f"a policy could not be stored: {reply}")
+        guarded: set[str] = set()
+        for _, _, digest, private in policy.plans:
+            plan = self._definitions.get(digest)
+            if plan is not None:
+                fields += [b"d" + digest, definition_bytes(plan)]
+                if private:
+                    guarded |= never_open(plan)
+        commands: list[tuple[bytes, ...]] = [(b"HSET", self.keys.policies, *fields)]
+        if guarded - self.guarded:
+            names = sorted(name.encode() for name in guarded)
+            commands.insert(0, (b"SADD", self.keys.private, *names))
+        for command in commands:
+            (reply,) = yield from self.session.plain(self.keys.policies, command)
+            if isinstance(reply, ResponseError):
+                raise Unavailable(f"a policy could not be stored: {reply}")
+        self.guarded |= guarded
         self._stored.add(policy.name)
 
     def policy(self, name: bytes) -> Flow[Policy]:

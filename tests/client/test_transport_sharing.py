@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,6 +39,14 @@ from tests.client.transport_tools import (
 from tests.support import proxy as faults
 from tests.support import servers
 from tests.support.proxy import FaultProxy
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[servers.Server]:
+    """One of this file's own: it counts connections."""
+    with servers.start() as started:
+        yield started
+
 
 # --- Threads and forks
 

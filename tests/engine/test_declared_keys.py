@@ -27,8 +27,8 @@ WRITES = {
 }
 # What a client sends besides scripts. KEYS and FLUSHDB, say, are not among it.
 PLAIN = {
-    "CLIENT", "CLUSTER", "FUNCTION", "GET", "HELLO", "HGET", "HSET", "INFO", "PING", "SCAN",
-    "SELECT", "SETNX",
+    "CLIENT", "CLUSTER", "FUNCTION", "GET", "HELLO", "HGET", "HSET", "INFO", "PING", "SADD", "SCAN",
+    "SELECT", "SETNX", "SMEMBERS",
 }  # fmt: skip
 
 

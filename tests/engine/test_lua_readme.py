@@ -57,11 +57,12 @@ def test_every_kind_of_key() -> None:
         keys.catalog,
         keys.policies,
         keys.clock,
+        keys.private,
     ):
         shape = re.sub(r"\{...\}", "{tag}", key.decode())
         kept = re.sub(r"(?<=:[slom]:).*", "", shape)
         assert [s for s in shapes if re.sub(r"(?<=:[slom]:).*", "", s) == kept], shape
-    assert len(shapes) == 7
+    assert len(shapes) == 8
 
 
 def test_every_status_and_code() -> None:

@@ -150,7 +150,19 @@ PLANS = [
     Plan("pro", includes=[Pool("credits", 50, "day")]),
     Plan("more", includes=[Bucket("seats", 3, "1d")], group="addons"),
 ]
-READING = {"GET", "MGET", "HGET", "TIME", "FCALL_RO", "EVALSHA", "EVAL", "ECHO", "HELLO", "CLIENT"}
+READING = {
+    "GET",
+    "MGET",
+    "HGET",
+    "SMEMBERS",
+    "TIME",
+    "FCALL_RO",
+    "EVALSHA",
+    "EVAL",
+    "ECHO",
+    "HELLO",
+    "CLIENT",
+}
 
 
 @pytest.mark.parametrize("functions", [True, False])

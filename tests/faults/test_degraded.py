@@ -132,6 +132,16 @@ def test_a_private_pool_does_not_fail_open_either(own: Server, either: Workshop)
     assert answer(lambda: meter.consume("acme", "open")) is None
 
 
+def test_a_private_pool_that_another_process_made(own: Server, either: Workshop) -> None:
+    """Whoever opens the store learns which names it must not answer for by itself."""
+    maker = either(own.url, plans=[PLANS[1]], timeout=20)
+    maker.subscribe("acme", limits=[Pool("own", 5, rates={"open": 1})])
+    other = either(own.url, plans=[PLANS[1]], timeout=20)
+    other.usage("somebody")
+    own.kill()
+    assert answer(lambda: other.consume("acme", "open")) is None
+
+
 def test_a_limiter(either: Workshop) -> None:
     for on_error, expected in (("allow", True), ("deny", False), ("raise", None)):
         meter = either(NOWHERE, timeout=5)
