@@ -173,23 +173,34 @@ class Session:
         text = self.scripts.library.text.encode()
         packed = command(b"FUNCTION", b"LOAD", b"REPLACE", text)
         left = max(deadline - time.monotonic(), 0.05)
-        steps: list[Send | SendTo] = [Send(Request(packed, key), left)]
+        steps: list[Send | SendTo] = [Send(Request(packed, key), left / 2)]
         if everywhere:
             nodes = yield from self.nodes()
             steps = [SendTo(node, Request(packed, None), left / len(nodes)) for node in nodes]
         problem: Exception = NotSent("no server is known")
         loaded = False
         for step in steps:
-            try:
-                reply = yield step
-            except (NotSent, MaybeSent) as error:
-                reply = error
+            reply = yield from self._insist(step, deadline)
             if isinstance(reply, Exception):
                 problem = reply
             else:
                 loaded = True
         if not loaded:
             self._unloaded(problem)
+
+    def _insist(self, step: Send | SendTo, deadline: float) -> Flow[Any]:
+        """A step that is harmless to repeat, until it is answered; errors come back as values."""
+        losses = 0
+        while True:
+            try:
+                return (yield step)
+            except NotSent as error:
+                return error
+            except MaybeSent as error:
+                if deadline - time.monotonic() < 0.02:
+                    return error
+                losses += 1
+                yield Sleep(_pause(losses))
 
     def _unloaded(self, problem: Exception) -> None:
         """No server took the library: forbidden, not now, or a bug of ours?"""

@@ -213,11 +213,12 @@ def test_a_process_looks_every_few_seconds_of_use(make: Make) -> None:
     assert len(sent) == 1
     look_again(meter)
     meter.consume("ana", "credits")
-    assert len(sent) == 3
+    assert len(sent) == 4
     assert b"GET" in sent[1]
     assert b"{store}:catalog" in sent[1]
+    assert b"{store}:private" in sent[2]
     meter.consume("ana", "credits")
-    assert len(sent) == 4
+    assert len(sent) == 5
 
 
 def test_a_subject_is_moved_once_and_never_back(make: Make) -> None:
