@@ -8,24 +8,21 @@ decides anything is in the generator, once.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from meterd.transport import Node, Request
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Route a request; comes back as the reply, or `NotSent` / `MaybeSent` is thrown in."""
 
     request: Request
     timeout: float
 
 
-@dataclass(frozen=True, slots=True)
-class SendTo:
+class SendTo(NamedTuple):
     """The same, to one node."""
 
     node: Node
@@ -33,13 +30,11 @@ class SendTo:
     timeout: float
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
+class Nodes(NamedTuple):
     """Comes back as the list of primaries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sleep:
+class Sleep(NamedTuple):
     """Wait that many seconds."""
 
     seconds: float

@@ -123,13 +123,27 @@ class Operations:
                 verb, path.keys, sorted(zip(costs.names, costs.values, strict=True))
             )
             op_argument = wire.op_argument(request, self.op_retention_ms)
+
+        def arguments(needs: Needs) -> list[bytes]:
+            return [
+                self.now_argument(),
+                role.context(),
+                costs.joined,
+                costs.amounts,
+                op_argument,
+                needs.packed(),
+            ]
+
         patience = seconds(wait, "wait", allow_zero=True) if wait != 0 else 0.0
         waited_until = time.monotonic() + patience
         while True:
             try:
-                deadline = yield from self.store.prepare()
-                middle = (costs.joined, costs.amounts, op_argument)
-                reply = yield from self._ask(verb, path, keys, role, middle, op_id, deadline)
+                deadline = self.store.deadline()
+                if deadline is None:
+                    deadline = yield from self.store.prepare()
+                reply = yield from self.settle(
+                    verb, path, keys, arguments, role, deadline=deadline, op=op_id
+                )
             except Unavailable:
                 fallback = role.degraded(costs) if verb in ("consume", "check") else None
                 if fallback is None:
@@ -148,23 +162,6 @@ class Operations:
             refusal = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
             raise refusal(f"report: nothing was recorded: {decision.code}", decision)
         return decision
-
-    def _ask(
-        self,
-        verb: str,
-        path: Path,
-        keys: Sequence[bytes],
-        role: Joining | Pinned,
-        middle: tuple[bytes, ...],
-        op_id: str | None,
-        deadline: float,
-    ) -> Flow[bytes]:
-        def arguments(needs: Needs) -> list[bytes]:
-            return [self.now_argument(), role.context(), *middle, needs.packed()]
-
-        return (
-            yield from self.settle(verb, path, keys, arguments, role, deadline=deadline, op=op_id)
-        )
 
     # Asking until the script has what it needs ---------------------------------------------------
 
@@ -188,7 +185,7 @@ class Operations:
         for _ in range(_ROUNDS):
             first = role.first()
             if first is not None:
-                if entry not in READ_ONLY:
+                if entry not in READ_ONLY and not self.store.keeps(first):
                     yield from self.store.keep(first)
                 if not self.session.functions:
                     needs.policies[first.name] = first.blob

@@ -93,6 +93,13 @@ class Store:
 
     # Opening and refreshing ----------------------------------------------------------------------
 
+    def deadline(self) -> float | None:
+        """A call's deadline, if it may begin; None: the store has to be prepared."""
+        now = time.monotonic()
+        if not self.ready or now - self._looked > REFRESH_SECONDS:
+            return None
+        return now + self.session.timeout
+
     def prepare(self) -> Flow[float]:
         """Before a call: opens the store the first time, looks at the catalog now and then.
 
@@ -308,9 +315,13 @@ class Store:
                 self._definitions[definition_hash(plan)] = plan
         return policy
 
+    def keeps(self, policy: Policy) -> bool:
+        """Whether the store is known to have a policy."""
+        return policy.name in self._stored
+
     def keep(self, policy: Policy) -> Flow[None]:
         """Stores a policy and its plans' definitions, before any record can name it."""
-        if policy.name in self._stored:
+        if self.keeps(policy):
             return
         fields: list[bytes] = [policy.name, policy.blob]
         guarded: set[str] = set()
