@@ -82,7 +82,8 @@ class AsyncMeter(MeterBase):
     """The asynchronous client: the same names, arguments and meanings as `Meter`.
 
     Its verbs return awaitables that raise `TypeError` when they are tested, unpacked or looked into
-    without `await`. Cancelling a call never disturbs another one.
+    without `await`. Cancelling a call never disturbs another one. All calls to a server share one
+    connection; eight times `max_connections` are under way at once, the others wait in turn.
     """
 
     _transport: AsyncTransport

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgpack
+from hiredis import pack_command
 
 from meterd import policy_checks as checks
 from meterd.errors import PolicyError, ScriptError
@@ -257,9 +258,14 @@ def decode_meta(raw: bytes) -> dict[str, Any]:
 
 def command(*parts: bytes) -> bytes:
     """One packed RESP command."""
-    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
+    return _pack(parts)
 
 
 def script_call(head: Sequence[bytes], keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """FCALL name or EVALSHA digest, with its keys and arguments, packed."""
-    return command(*head, b"%d" % len(keys), *keys, *args)
+    return _pack((*head, b"%d" % len(keys), *keys, *args))
+
+
+def _pack(parts: tuple[bytes, ...]) -> bytes:
+    packed: bytes = pack_command(parts)  # type: ignore[arg-type]  # its stub knows one-tuples only
+    return packed

@@ -1,6 +1,7 @@
 """The asyncio transports: tasks wait here. What to do next is decided in `routing`.
 
-Statement for statement the twin of `sync`, plus one duty: a transport belongs to one event loop.
+The twin of `sync`, plus one duty: a transport belongs to one event loop. The calls to a node share
+one connection (`aiomux`), unless only redis-py can use it (`aiopool`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from meterd.errors import PolicyError
-from meterd.transport.aiopool import AsyncLink, AsyncPool, inherited
+from meterd.transport.aiomux import DEPTH, AsyncMux
+from meterd.transport.aiopool import AsyncLink, AsyncPool, Greeting, inherited
 from meterd.transport.base import AsyncTransport, Kind, MaybeSent, Node, NotSent, Request
 from meterd.transport.dial import Dialer, dialer, injected
+from meterd.transport.replies import Verdict, judge
 from meterd.transport.routing import (
     ROLE,
     Cluster,
@@ -33,16 +37,18 @@ class _Base:
     """What the three kinds share. `timeout` serves `open` and `nodes`, which take none."""
 
     kind: Kind
+    depth = DEPTH
 
     def __init__(self, url: str, dial: Dialer, timeout: float, max_connections: int) -> None:
         self.url = url
         self._dial = dial
         self._timeout = timeout
         self._size = max_connections
-        self._pools: dict[Node, AsyncPool] = {}
+        self._pools: dict[Node, AsyncMux | AsyncPool] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: AsyncGenerator[None, None] | None = None
         self._pid = os.getpid()
+        self._again: set[asyncio.Task[Any]] = set()  # begun by `start`, and not yet at their end
 
     async def open(self) -> None:
         try:
@@ -51,13 +57,75 @@ class _Base:
             raise open_failure(self.url, error) from error
         check_pong(self.url, reply)
 
+    def start(self, request: Request, timeout: float) -> asyncio.Future[Any]:
+        """One write to a connection that may be open is the plain case; the others get a task."""
+        node = self._nearest(request)
+        pool = None if node is None else self._pools.get(node)
+        if (
+            node is None
+            or pool.__class__ is not AsyncMux
+            or asyncio.get_running_loop() is not self._loop
+            or os.getpid() != self._pid
+            or request.replies != 1
+        ):
+            return asyncio.ensure_future(self.send(request, timeout))
+        deadline = monotonic() + timeout
+        other = partial(self._otherwise, request, deadline, node)
+        return pool.call(request.packed, 1, deadline, other)
+
+    def _nearest(self, request: Request) -> Node | None:
+        """Where `send` would write first, if that is known without asking anyone."""
+        raise NotImplementedError
+
+    def _doubt(self, node: Node) -> None:
+        """A reply of `node` was lost: see who serves next time."""
+
+    def _otherwise(
+        self,
+        request: Request,
+        deadline: float,
+        node: Node,
+        future: asyncio.Future[Any],
+        outcome: Any,
+    ) -> None:
+        """What was started has another end than a string: go on as `send` does from there."""
+        if isinstance(outcome, MaybeSent):
+            self._doubt(node)
+            future.set_exception(outcome)
+        elif not isinstance(outcome, NotSent) and judge(outcome) is Verdict.REPLY:
+            future.set_result(outcome)
+        else:
+            begin = partial(self._go_on, request, deadline, node, future, outcome)
+            asyncio.get_running_loop().call_soon(begin)
+
+    def _go_on(
+        self,
+        request: Request,
+        deadline: float,
+        node: Node,
+        future: asyncio.Future[Any],
+        outcome: Any,
+    ) -> None:
+        if future.done():
+            return
+        task = asyncio.ensure_future(
+            self._run(self._route(request, deadline), deadline, (node, outcome))
+        )
+        self._again.add(task)
+        task.add_done_callback(self._again.discard)
+        task.add_done_callback(partial(_hand_on, future))
+        future.add_done_callback(lambda _: task.cancel())
+
+    def _route(self, request: Request, deadline: float) -> Flow:
+        raise NotImplementedError
+
     async def send(self, request: Request, timeout: float) -> Any:
         raise NotImplementedError
 
     async def send_to(self, node: Node, request: Request, timeout: float) -> Any:
-        return await self._exchange(
-            Exchange(node, request.packed, request.replies), monotonic() + timeout
-        )
+        deadline = monotonic() + timeout
+        pool = await self._pool(node)
+        return await pool.call(request.packed, request.replies, deadline)
 
     async def aclose(self) -> None:
         if os.getpid() != self._pid:
@@ -96,36 +164,49 @@ class _Base:
             with contextlib.suppress(StopIteration):
                 keeper.aclose().send(None)  # finds nothing left to close, so it does not wait
 
-    async def _run(self, flow: Flow, deadline: float) -> Any:
+    async def _run(self, flow: Flow, deadline: float, known: tuple[Node, Any] | None = None) -> Any:
+        """What the flow returns. `known`: how an exchange with a node has ended already."""
         try:
             step = next(flow)
+            if known is not None and isinstance(step, Exchange) and step.node == known[0]:
+                step = _tell(flow, known[1])
             while True:
                 if isinstance(step, float):
                     await asyncio.sleep(step)
                     step = next(flow)
                     continue
                 try:
-                    reply = await self._exchange(step, deadline)
+                    outcome = await self._exchange(step, deadline)
                 except (NotSent, MaybeSent) as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(reply)
+                    outcome = error
+                step = _tell(flow, outcome)
         except StopIteration as end:
             return end.value
 
     async def _exchange(self, step: Exchange, deadline: float) -> Any:
+        if step.seconds is not None:
+            deadline = min(deadline, monotonic() + step.seconds)
+        pool = await self._pool(step.node, step.sentinel)
+        return await pool.call(step.packed, step.replies, deadline)
+
+    async def _pool(self, node: Node, sentinel: bool = False) -> AsyncMux | AsyncPool:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or os.getpid() != self._pid:
             await self._bind(loop)
-        if step.seconds is not None:
-            deadline = min(deadline, monotonic() + step.seconds)
-        pool = self._pools.get(step.node)
+        pool = self._pools.get(node)
         if pool is None:
-            pool = self._pools[step.node] = self._new_pool(step)
-        return await pool.call(step.packed, step.replies, deadline)
+            pool = self._pools[node] = self._new_pool(node, sentinel)
+        return pool
 
-    def _new_pool(self, step: Exchange) -> AsyncPool:
-        return AsyncPool(self._dial, step.node, self._size)
+    def _new_pool(self, node: Node, sentinel: bool) -> AsyncMux | AsyncPool:
+        return self._pool_of(self._dial, node)
+
+    def _pool_of(
+        self, dial: Dialer, node: Node, greeting: Greeting | None = None
+    ) -> AsyncMux | AsyncPool:
+        if dial.streams:
+            return AsyncMux(dial, node, self._size, self.depth, self._timeout, greeting)
+        return AsyncPool(dial, node, self._size, greeting)
 
     async def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getpid() != self._pid:
@@ -151,8 +232,27 @@ class _Base:
         self._keeper = self._loop = None
 
 
+def _tell(flow: Flow, outcome: Any) -> Exchange | float:
+    """The flow's next step, after an exchange that ended so."""
+    if isinstance(outcome, (NotSent, MaybeSent)):
+        return flow.throw(outcome)
+    return flow.send(outcome)
+
+
+def _hand_on(future: asyncio.Future[Any], task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if future.done():
+        return
+    if task.cancelled():
+        future.cancel()
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
+
+
 class AsyncStandalone(_Base):
-    """One server, one pool."""
+    """One server."""
 
     kind: Kind = "standalone"
 
@@ -163,8 +263,34 @@ class AsyncStandalone(_Base):
         self._node = node
 
     async def send(self, request: Request, timeout: float) -> Any:
-        reply = await self.send_to(self._node, request, timeout)
+        deadline = monotonic() + timeout
+        pool = self._pools.get(self._node)
+        if pool is None or asyncio.get_running_loop() is not self._loop or os.getpid() != self._pid:
+            pool = await self._pool(self._node)
+        reply = await pool.call(request.packed, request.replies, deadline)
+        if reply.__class__ is bytes:
+            return reply
         return settle(reply, request.replies, self._node)
+
+    def start(self, request: Request, timeout: float) -> asyncio.Future[Any]:
+        pool = self._pools.get(self._node)
+        if (
+            pool.__class__ is AsyncMux
+            and asyncio.get_running_loop() is self._loop
+            and os.getpid() == self._pid
+            and request[2] == 1
+        ):
+            return pool.call(request[0], 1, monotonic() + timeout, self._settle)
+        return asyncio.ensure_future(self.send(request, timeout))
+
+    def _settle(self, future: asyncio.Future[Any], outcome: Any) -> None:
+        if not isinstance(outcome, (NotSent, MaybeSent)):
+            try:
+                future.set_result(settle(outcome, 1, self._node))
+                return
+            except NotSent as error:
+                outcome = error
+        future.set_exception(outcome)
 
     async def nodes(self) -> list[Node]:
         return [self._node]
@@ -185,16 +311,25 @@ class AsyncSentinel(_Base):
         deadline = monotonic() + timeout
         return await self._run(self._sentinels.send(request, deadline), deadline)
 
+    def _nearest(self, request: Request) -> Node | None:
+        return self._sentinels.primary
+
+    def _route(self, request: Request, deadline: float) -> Flow:
+        return self._sentinels.send(request, deadline)
+
+    def _doubt(self, node: Node) -> None:
+        self._sentinels.forget(node)
+
     async def nodes(self) -> list[Node]:
         if self._sentinels.primary is not None:
             return [self._sentinels.primary]
         deadline = monotonic() + self._timeout
         return [await self._run(self._sentinels.discover(deadline), deadline)]
 
-    def _new_pool(self, step: Exchange) -> AsyncPool:
-        if step.sentinel:
-            return AsyncPool(self._sentinel_dial, step.node, self._size)
-        return AsyncPool(self._dial, step.node, self._size, greeting=_greet_primary)
+    def _new_pool(self, node: Node, sentinel: bool) -> AsyncMux | AsyncPool:
+        if sentinel:
+            return self._pool_of(self._sentinel_dial, node)
+        return self._pool_of(self._dial, node, _greet_primary)
 
 
 async def _greet_primary(link: AsyncLink, where: str) -> None:
@@ -219,6 +354,15 @@ class AsyncClusterTransport(_Base):
             await self._forget_strangers()
         return reply
 
+    def _nearest(self, request: Request) -> Node | None:
+        return None if self._cluster.stale else self._cluster.owner(request.key)
+
+    def _route(self, request: Request, deadline: float) -> Flow:
+        return self._cluster.send(request, deadline)
+
+    def _doubt(self, node: Node) -> None:
+        self._cluster.stale = True
+
     async def nodes(self) -> list[Node]:
         if self._cluster.stale:
             deadline = monotonic() + self._timeout
@@ -240,7 +384,8 @@ def open_async_transport(
 ) -> AsyncTransport:
     """A transport for a URL, or for a `redis.asyncio.Redis` given as `client`. Does no I/O.
 
-    `timeout` (seconds) bounds `open` and `nodes`; `max_connections` is for each node.
+    `timeout` (seconds) bounds `open`, `nodes` and an attempt to connect; `max_connections` is for
+    each node, and eight times as many calls are with it at once, as a rule on one connection.
     """
     if client is not None:
         node, its_url, dial = injected(client, asynchronous=True)

@@ -1,5 +1,8 @@
 """The connections to one node, shared by the tasks of one event loop; bounded, first come first.
 
+For connections that only redis-py knows how to use: fakes, and subclasses of an injected client.
+All others are shared by many calls at once, see `aiomux`.
+
 A call that does not read all of its replies, cancelled ones included, closes its connection.
 Between taking a place and giving it back every await is guarded: no cancellation can leak one.
 """
@@ -74,6 +77,15 @@ class AsyncLink:
             if is_reply(error):
                 return error
             raise
+
+    async def take_over(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The streams, with nothing unread in them; redis-py lets go of them."""
+        connection = self._connection
+        if await connection.can_read():
+            raise RedisError(f"it spoke unasked: {await self._read()}")
+        streams = (connection._reader, connection._writer)
+        connection._reader = connection._writer = None
+        return streams
 
     async def close(self) -> None:
         """Never raises, never waits."""

@@ -7,7 +7,7 @@ safe), or `MaybeSent` (executed once or not at all, nobody can tell). There is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hiredis import pack_command
@@ -15,8 +15,7 @@ from hiredis import pack_command
 Kind = Literal["standalone", "sentinel", "cluster"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One or more packed commands, written in one piece.
 
     `key` routes in a cluster (None: any primary). With `replies == 1`, `send` returns the reply,
@@ -97,6 +96,12 @@ class AsyncTransport(Protocol):
     async def open(self) -> None: ...
 
     async def send(self, request: Request, timeout: float) -> Any: ...
+
+    def start(self, request: Request, timeout: float) -> asyncio.Future[Any]:
+        """As `send`, begun at once; in the plain case no coroutine is made for it.
+
+        Await the future, or cancel it to give up. The future tells every end, `NotSent` included.
+        """
 
     async def nodes(self) -> list[Node]: ...
 

@@ -67,6 +67,12 @@ class Dialer:
         self._arguments = dict(arguments)
         self.addressed = addressed
 
+    @property
+    def streams(self) -> bool:
+        """Whether asyncio connections are of redis-py's own kind, on streams to be taken over."""
+        own = (aio.Connection, aio.SSLConnection, aio.UnixDomainSocketConnection)
+        return self._connection_class in own
+
     def connection(self, node: Node, seconds: float | None) -> Any:
         """A connection not open yet; `seconds` bounds the connect and each step of the login."""
         arguments = self._arguments

@@ -94,7 +94,7 @@ class Sentinels:
                     node = yield from self.discover(deadline)
                 reply = yield Exchange(node, request.packed, request.replies)
             except (Rejected, MaybeSent):
-                self._forget(node)
+                self.forget(node)
                 raise
             except NotSent as error:
                 problem = _telling(problem, error, deadline)
@@ -103,10 +103,11 @@ class Sentinels:
                 if verdict is not Verdict.ELSEWHERE:
                     return settle(reply, request.replies, node)
                 problem = NotSent(f"{node} cannot serve now: {error_reply}")
-            self._forget(node)
+            self.forget(node)
             yield pause_before(deadline, waits, problem)
 
-    def _forget(self, node: Node | None) -> None:
+    def forget(self, node: Node | None) -> None:
+        """Ask who serves before the next call."""
         if self.primary == node:
             self.primary = None
 

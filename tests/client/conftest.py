@@ -16,15 +16,15 @@ from tests.support import servers
 from tests.support.proxy import FaultProxy
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=["sync", "async", "async, started"])
 def either(request: pytest.FixtureRequest) -> Iterator[Any]:
     """`either(url, **options)` -> a transport; closed at the end of the test."""
     made = []
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
+        runner = stack.enter_context(asyncio.Runner()) if request.param != "sync" else None
 
         def make(url: str, **options: Any) -> Both:
-            made.append(Both(url, runner, **options))
+            made.append(Both(url, runner, request.param == "async, started", **options))
             return made[-1]
 
         yield make
@@ -54,7 +54,7 @@ def make(
     prefix = fresh_prefix()
     made: list[AnyMeter] = []
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
+        runner = stack.enter_context(asyncio.Runner()) if request.param != "sync" else None
 
         def make(plans: Any = PLANS, **settings: Any) -> AnyMeter:
             given = {"prefix": prefix, "clock": clock, "timeout": 5, **settings}

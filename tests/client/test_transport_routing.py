@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import random
 import shutil
 import subprocess
 import threading
@@ -17,7 +20,7 @@ from redis.exceptions import AskError, ResponseError
 from meterd.errors import PolicyError, Unavailable
 from meterd.transport import MaybeSent, NotSent, Request, pack
 from meterd.transport.routing import key_slot
-from tests.client.transport_tools import command, fresh_key, transport
+from tests.client.transport_tools import async_transport, command, fresh_key, transport
 from tests.support import servers
 from tests.support.servers import Cluster, Sentinel, Server
 
@@ -156,6 +159,44 @@ def test_nothing_is_lost_or_doubled_while_slots_move(cluster: Cluster) -> None:
         assert all(one.result() > 20 for one in working)
 
 
+@pytest.mark.parametrize("how", ["send", "start"])
+@pytest.mark.asyncio
+async def test_tasks_lose_nothing_while_slots_move(cluster: Cluster, how: str) -> None:
+    """The same on shared connections, one to each node, with cancelled calls among them."""
+    tag, moving = fresh_key(), True
+    slot = key_slot(tag.encode())
+    rng = random.Random(3)
+
+    async with async_transport(cluster.url, 20, timeout=5) as made:
+        call = getattr(made, how)
+
+        async def work(index: int) -> int:
+            done = 0
+            while moving:
+                key = f"{{{tag}}}{index}:{done % 7}"
+                assert await call(command("INCR", key), 5) == done // 7 + 1
+                done += 1
+                echo = f"{index}/{done}"
+                assert await call(command("ECHO", echo), 5) == echo.encode()
+                if rng.random() < 0.1:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(rng.random() * 0.001):
+                            await call(command("GET", key), 5)
+            return done
+
+        async with asyncio.TaskGroup() as group:
+            working = [group.create_task(work(index)) for index in range(30)]
+            for _ in range(3):
+                target = other_than(cluster, cluster.node_of(slot))
+                await asyncio.to_thread(cluster.begin_migration, slot, target)
+                while await asyncio.to_thread(cluster.migrate_keys, slot, target, 3):
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(cluster.finish_migration, slot, target)
+            moving = False
+        assert all(one.result() > 20 for one in working)
+        assert len(made._pools) <= len(cluster.nodes)
+
+
 def test_a_dead_node_is_not_sent_and_comes_back() -> None:
     with Cluster() as own, transport(own.url) as made:
         made.open()
@@ -275,6 +316,25 @@ def test_tls(tls_server: tuple[Server, str, Path], either: Any, protocol: int) -
         made.send(command("BLPOP", key + "list", 5), 0.2)
     assert time.monotonic() - started < 0.6
     assert made.send(command("PING"), 2) == b"PONG"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.asyncio
+async def test_tls_shared_by_tasks(tls_server: tuple[Server, str, Path], protocol: int) -> None:
+    server, url, certificate = tls_server
+    url = f"{url}?ssl_ca_certs={certificate}&protocol={protocol}"
+    async with async_transport(url, 20, timeout=10) as made:
+
+        async def work(index: int) -> None:
+            for turn in range(20):
+                text = f"{index}/{turn}/".encode() + bytes(50_000 if turn == index % 20 else 0)
+                assert await made.send(command("ECHO", text), 10) == text
+
+        first = await made.send(command("CLIENT", "ID"), 2)
+        await asyncio.gather(*(work(index) for index in range(60)))
+        assert await made.send(command("CLIENT", "ID"), 2) == first
+        server.ask("CLIENT", "KILL", "ID", first)
+        assert await made.send(command("CLIENT", "ID"), 2) != first
 
 
 def test_tls_problems_are_named(tls_server: tuple[Server, str, Path], either: Any) -> None:

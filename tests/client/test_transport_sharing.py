@@ -179,7 +179,7 @@ async def test_a_storm_of_cancellations_leaks_and_mixes_nothing(server: servers.
     async with async_transport(server.url, connections=10, timeout=10) as made:
 
         async def work(index: int) -> None:
-            for turn in range(4):
+            for turn in range(16):
                 text = f"{prefix}/{index}/{turn}"
                 answer = await made.send(command("ECHO", text), 10)
                 ends["calls"] += 1

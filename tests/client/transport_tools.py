@@ -39,8 +39,12 @@ def transport(url: str, connections: int = 8, timeout: float = 2.0) -> Iterator[
 
 
 @contextlib.asynccontextmanager
-async def async_transport(url: str, connections: int = 8, timeout: float = 2.0) -> Any:
-    made = open_async_transport(url, timeout=timeout, max_connections=connections)
+async def async_transport(
+    url: str, connections: int = 8, timeout: float = 2.0, *, depth: int = 1
+) -> Any:
+    """`connections * depth` calls are with the server at once."""
+    made: Any = open_async_transport(url, timeout=timeout, max_connections=connections)
+    made.depth = depth
     try:
         yield made
     finally:
@@ -48,9 +52,15 @@ async def async_transport(url: str, connections: int = 8, timeout: float = 2.0) 
 
 
 class Both:
-    """The synchronous interface over either transport, so that one test covers both."""
+    """The synchronous interface over either transport, so that one test covers both.
 
-    def __init__(self, url: str, runner: asyncio.Runner | None, **options: Any) -> None:
+    `started`: whether `send` is the asynchronous transport's `start`.
+    """
+
+    def __init__(
+        self, url: str, runner: asyncio.Runner | None, started: bool = False, **options: Any
+    ) -> None:
+        self._started = started
         options = {"timeout": 2.0, "max_connections": 8, **options}
         self._runner = runner
         self._inner: Any
@@ -63,8 +73,13 @@ class Both:
     def __getattr__(self, name: str) -> Any:
         if self._runner is None:
             return getattr(self._inner, name)
+        if name == "send" and self._started:
+            return lambda *args: self._runner.run(self._start(*args))  # type: ignore[union-attr]
         runner, method = self._runner, getattr(self._inner, "aclose" if name == "close" else name)
         return lambda *args, **named: runner.run(method(*args, **named))
+
+    async def _start(self, *args: Any) -> Any:
+        return await self._inner.start(*args)
 
 
 @contextlib.contextmanager

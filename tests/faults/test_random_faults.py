@@ -172,7 +172,10 @@ def test_random_faults_on_many_tasks(proxy: FaultProxy, direct: Meter, prefix: s
 
     async def crowd() -> None:
         async with AsyncMeter(proxy.url, prefix=prefix, timeout=2, max_connections=6) as meter:
-            proxy.random(10, RATES | {faulty.STALL: 0.0, faulty.DROP: 0.002})
+            # The tasks share a stream. That a reply is lost or doubled in it, with others behind,
+            # is nothing that a network does, nor anything that a client could notice.
+            never = dict.fromkeys((faulty.STALL, faulty.DROP, faulty.DUPLICATE), 0.0)
+            proxy.random(10, RATES | never)
             await asyncio.gather(*(work(meter, number) for number in range(400)))
 
     asyncio.run(crowd())
