@@ -147,7 +147,8 @@ class _Base:
         try:
             yield
         finally:
-            await self._close()
+            if os.getpid() == self._pid:
+                await self._close()
 
     def abandon(self) -> None:
         if os.getpid() != self._pid:
@@ -210,6 +211,11 @@ class _Base:
 
     async def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.getpid() != self._pid:
+            if loop is self._loop:
+                raise PolicyError(
+                    "this event loop is from before the fork, and its selector is the parent's; "
+                    "make a new loop in the child"
+                )
             self._inherit()
         elif self._loop is not None:
             if not self._loop.is_closed():

@@ -8,11 +8,14 @@ owner that something has changed, and the owner looks.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import hiredis
 from redis.connection import DefaultParser
@@ -93,6 +96,7 @@ class Lane(asyncio.Protocol):
             self._poll = poller.poll
         self._transport.set_write_buffer_limits(high=1)
         self._transport.set_protocol(self)
+        _lanes.add(self)
 
     # What the owner asks -------------------------------------------------------------------------
 
@@ -161,6 +165,12 @@ class Lane(asyncio.Protocol):
         """Close, whoever waits; the loop need not be running."""
         self._lose("the connection was let go", None)
 
+    def part(self, dead: socket.socket) -> None:
+        """In a forked child: put another socket in the place of the one shared with the parent."""
+        shared = self._transport.get_extra_info("socket")
+        if shared is not None and shared.fileno() >= 0:
+            os.dup2(dead.fileno(), shared.fileno(), inheritable=False)
+
     # What asyncio tells --------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
@@ -218,3 +228,24 @@ class Lane(asyncio.Protocol):
             error.__cause__ = cause
             fail(self.owed.popleft(), error)
         self._transport.abort()
+
+
+_lanes: WeakSet[Lane] = WeakSet()
+
+
+def _part() -> None:
+    """A child shares sockets and selector with its parent: should it run the parent's loop, be it
+    to end it, it would take replies from the stream, or the socket out of the selector.
+    """
+    lanes = list(_lanes)
+    if lanes:
+        dead, other = socket.socketpair()
+        other.close()
+        dead.setblocking(False)
+        for lane in lanes:
+            lane.part(dead)
+        dead.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part)
