@@ -71,6 +71,8 @@ class AsyncMux:
 
         `other`, if given, is told every end but a string, and has to see to the future then.
         """
+        if packed.__class__ is not bytes:
+            raise TypeError(f"a request is packed as bytes, not as {type(packed).__name__}")
         future = self._loop.create_future()
         queue = self._queue
         queue.append((future, packed, replies, deadline, other))
@@ -166,7 +168,13 @@ class AsyncMux:
             room -= 1
         if not calls:
             return
-        if lane.write(calls):
+        try:
+            written = lane.write(calls)
+        except BaseException:
+            _refuse(calls, NotSent(f"could not write to {self._where}"))
+            self._schedule()
+            raise
+        if written:
             if not self._closing and (size < _PIECE_BYTES or lane.full):
                 return
         elif lane.used:
@@ -260,17 +268,19 @@ class AsyncMux:
         """End every call whose time is over. One timer serves all: it is set for the earliest."""
         self._timer, self._due = None, _NEVER
         now = monotonic()
-        earliest = _NEVER
-        for lane in self._lanes():
-            earliest = min(earliest, lane.expire(now))
-        for lane in list(self._aside):
-            lane.retire()
-        _refuse([call for call in self._queue if call[3] <= now], NotSent(self._hindrance()))
-        self._queue = deque(call for call in self._queue if not call[0].done())
-        for call in self._queue:
-            earliest = min(earliest, call[3])
-        if earliest < _NEVER:
-            self._watch(earliest)
+        again = now + _LOOK_AGAIN  # should anything fail, it is not the calls that hang
+        try:
+            times = [lane.expire(now) for lane in self._lanes()]
+            for lane in list(self._aside):
+                lane.retire()
+            late = [call for call in self._queue if call[3] <= now]
+            if late:
+                _refuse(late, NotSent(self._hindrance()))
+            self._queue = deque(call for call in self._queue if not call[0].done())
+            again = min([_NEVER, *times, *(call[3] for call in self._queue)])
+        finally:
+            if again < _NEVER:
+                self._watch(again)
         self._flush()
 
     def _hindrance(self) -> str:

@@ -32,6 +32,7 @@ Other: TypeAlias = Callable[["asyncio.Future[Any]", Any], None]
 Call: TypeAlias = tuple["asyncio.Future[Any]", bytes, int, float, Other | None]
 
 _MORE = object()
+_READS = 8  # by the loop, of up to 256 KiB each, before calls are ended that are over time
 _PUSH = hiredis.PushNotification
 # What the parser, or redis-py's reading of an error reply, makes of garbage.
 _GARBAGE = (InvalidResponse, ValueError, LookupError)
@@ -79,6 +80,7 @@ class Lane(asyncio.Protocol):
         self._where = where
         self._owner = owner
         self._heard = 0.0
+        self._reads = _READS
         self._several: list[Any] = []  # the first replies of a call that has several
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -134,7 +136,11 @@ class Lane(asyncio.Protocol):
         if not self.owed:
             self._heard = monotonic()
         self.owed.extend(calls)
-        transport.write(data)
+        try:
+            transport.write(data)
+        except BaseException as error:
+            self._lose(f"writing to {self._where} failed ({error!r})", None)
+            raise
         if self._sends_at_once and transport.is_closing():
             self.usable = False
             for _ in calls:
@@ -143,16 +149,19 @@ class Lane(asyncio.Protocol):
         return True
 
     def expire(self, now: float) -> float:
-        """End the calls whose time is over; the earliest deadline of the others."""
-        earliest = float("inf")
-        for call in self.owed:
-            if call[0].done():
-                continue
-            if call[3] <= now:
-                fail(call, MaybeSent(f"no reply from {self._where} in time"))
-            elif call[3] < earliest:
-                earliest = call[3]
-        return earliest
+        """End the calls whose time is over; when to look again.
+
+        Replies that have arrived while the loop was busy elsewhere are read first.
+        """
+        waiting = [call for call in self.owed if not call[0].done()]
+        late = [call for call in waiting if call[3] <= now]
+        if late and self._reads and not self.at_rest():
+            self._reads -= 1
+            return now
+        self._reads = _READS
+        for call in late:
+            fail(call, MaybeSent(f"no reply from {self._where} in time"))
+        return min((call[3] for call in waiting if call[3] > now), default=float("inf"))
 
     def retire(self) -> None:
         """No further calls; closes as soon as nobody waits for a reply."""
