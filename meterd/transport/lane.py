@@ -22,7 +22,7 @@ from redis.connection import DefaultParser
 from redis.exceptions import InvalidResponse
 
 from meterd.transport.base import MaybeSent, NotSent
-from meterd.transport.replies import spoils
+from meterd.transport.replies import GARBAGE, spoils
 
 Other: TypeAlias = Callable[["asyncio.Future[Any]", Any], None]
 
@@ -34,8 +34,6 @@ Call: TypeAlias = tuple["asyncio.Future[Any]", bytes, int, float, Other | None]
 _MORE = object()
 _READS = 8  # by the loop, of up to 256 KiB each, before calls are ended that are over time
 _PUSH = hiredis.PushNotification
-# What the parser, or redis-py's reading of an error reply, makes of garbage.
-_GARBAGE = (InvalidResponse, ValueError, LookupError)
 
 
 def fail(call: Call, error: NotSent | MaybeSent) -> None:
@@ -208,7 +206,7 @@ class Lane(asyncio.Protocol):
                     else:
                         other(future, reply)
             self.used = True
-        except _GARBAGE as error:
+        except GARBAGE as error:
             self._lose(f"{self._where} sent what no Redis sends ({error})", error)
         if not self.usable:
             self.retire()

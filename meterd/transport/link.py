@@ -18,7 +18,7 @@ from redis.connection import DefaultParser
 from redis.exceptions import InvalidResponse, RedisError
 
 from meterd.transport.base import MaybeSent, NotSent
-from meterd.transport.replies import is_reply
+from meterd.transport.replies import GARBAGE, is_reply
 
 _MORE = object()
 _READ_SIZE = 32768
@@ -118,10 +118,10 @@ class SocketLink(Link):
                     answers.append(answer)
                     if len(answers) == replies:
                         return answers
-        except InvalidResponse as error:
-            raise MaybeSent(f"{self.where} sent what no Redis sends ({error})") from error
         except OSError as error:
             raise MaybeSent(f"lost the connection to {self.where} ({error})") from error
+        except GARBAGE as error:
+            raise MaybeSent(f"{self.where} sent what no Redis sends ({error})") from error
 
     def _write(self, packed: bytes, deadline: float) -> None:
         try:

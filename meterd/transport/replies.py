@@ -15,6 +15,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    InvalidResponse,
     MasterDownError,
     MovedError,
     ReadOnlyError,
@@ -23,6 +24,9 @@ from redis.exceptions import (
 )
 
 from meterd.transport.base import Node
+
+# What the parser, or redis-py's reading of an error reply, makes of bytes that no Redis sends.
+GARBAGE = (InvalidResponse, ValueError, LookupError, TypeError)
 
 
 class Verdict(Enum):

@@ -108,6 +108,19 @@ def test_what_is_no_redis_is_refused(either: Any) -> None:
         either(url).open()
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [b"-MOVED here\r\n", b"-ASK 1 y\r\n", b"%1\r\n*1\r\n+a\r\n+b\r\n", b"$x\r\n", b"\x00" * 99],
+)
+def test_garbage_is_a_lost_reply(either: Any, garbage: bytes) -> None:
+    def mad(one: socket.socket) -> None:
+        while one.recv(1000):
+            one.sendall(garbage)
+
+    with listener(mad) as url, pytest.raises(MaybeSent, match="what no Redis sends"):
+        either(url).send(command("GET", "x"), 5)
+
+
 def test_a_server_that_hangs_up_may_want_tls(either: Any) -> None:
     def hang_up(one: socket.socket) -> None:
         one.recv(1000)

@@ -68,7 +68,8 @@ class Soak:
         request, answer, counts = self.make(number, key)
         how = self.rng.random()
         timeout = self.rng.random() * 0.02 if how < 0.03 else 20
-        call = self.transport.send(request, timeout)
+        begin = self.transport.start if number % 2 else self.transport.send
+        call = begin(request, timeout)
         ran: bool | None = None
         try:
             if how > 0.9:
@@ -91,7 +92,7 @@ class Soak:
             self.expected[key] = counts, ran
 
     async def impatiently(self, call: Any) -> Any:
-        task = asyncio.create_task(call)
+        task = asyncio.ensure_future(call)
         if self.rng.random() < 0.5:
             for _ in range(self.rng.randrange(12)):
                 await asyncio.sleep(0)
