@@ -11,8 +11,10 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator
 from functools import partial
+from threading import get_ident
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 from meterd.errors import PolicyError
 from meterd.transport.aiomux import DEPTH, AsyncMux
@@ -48,7 +50,9 @@ class _Base:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: AsyncGenerator[None, None] | None = None
         self._pid = os.getpid()
+        self._thread = 0  # where the loop was seen to run
         self._again: set[asyncio.Task[Any]] = set()  # begun by `start`, and not yet at their end
+        _transports.add(self)
 
     async def open(self) -> None:
         try:
@@ -61,17 +65,19 @@ class _Base:
         """One write to a connection that may be open is the plain case; the others get a task."""
         node = self._nearest(request)
         pool = None if node is None else self._pools.get(node)
-        if (
-            node is None
-            or pool.__class__ is not AsyncMux
-            or asyncio.get_running_loop() is not self._loop
-            or os.getpid() != self._pid
-            or request.replies != 1
-        ):
+        if node is None or pool.__class__ is not AsyncMux or not self._here() or request[2] != 1:
             return asyncio.ensure_future(self.send(request, timeout))
         deadline = monotonic() + timeout
         other = partial(self._otherwise, request, deadline, node)
-        return pool.call(request.packed, 1, deadline, other)
+        return pool.call(request[0], 1, deadline, other)
+
+    def _here(self) -> bool:
+        """Whether this is our loop, without asking the kernel for anything.
+
+        A thread runs one loop at a time. After a fork `_thread` is none.
+        """
+        loop = self._loop
+        return loop is not None and get_ident() == self._thread and loop.is_running()
 
     def _nearest(self, request: Request) -> Node | None:
         """Where `send` would write first, if that is known without asking anyone."""
@@ -194,6 +200,7 @@ class _Base:
         loop = asyncio.get_running_loop()
         if loop is not self._loop or os.getpid() != self._pid:
             await self._bind(loop)
+        self._thread = get_ident()
         pool = self._pools.get(node)
         if pool is None:
             pool = self._pools[node] = self._new_pool(node, sentinel)
@@ -238,6 +245,18 @@ class _Base:
         self._keeper = self._loop = None
 
 
+_transports: WeakSet[_Base] = WeakSet()
+
+
+def _forked() -> None:
+    for transport in list(_transports):
+        transport._thread = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def _tell(flow: Flow, outcome: Any) -> Exchange | float:
     """The flow's next step, after an exchange that ended so."""
     if isinstance(outcome, (NotSent, MaybeSent)):
@@ -271,7 +290,7 @@ class AsyncStandalone(_Base):
     async def send(self, request: Request, timeout: float) -> Any:
         deadline = monotonic() + timeout
         pool = self._pools.get(self._node)
-        if pool is None or asyncio.get_running_loop() is not self._loop or os.getpid() != self._pid:
+        if pool is None or not self._here():
             pool = await self._pool(self._node)
         reply = await pool.call(request.packed, request.replies, deadline)
         if reply.__class__ is bytes:
@@ -279,12 +298,13 @@ class AsyncStandalone(_Base):
         return settle(reply, request.replies, self._node)
 
     def start(self, request: Request, timeout: float) -> asyncio.Future[Any]:
-        pool = self._pools.get(self._node)
+        loop = self._loop
         if (
-            pool.__class__ is AsyncMux
-            and asyncio.get_running_loop() is self._loop
-            and os.getpid() == self._pid
-            and request[2] == 1
+            request[2] == 1
+            and loop is not None
+            and get_ident() == self._thread
+            and loop.is_running()  # up to here it is `_here()`, without a call
+            and (pool := self._pools.get(self._node)).__class__ is AsyncMux
         ):
             return pool.call(request[0], 1, monotonic() + timeout, self._settle)
         return asyncio.ensure_future(self.send(request, timeout))

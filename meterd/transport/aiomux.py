@@ -54,6 +54,7 @@ class AsyncMux:
         self._patience = patience
         self._greeting = greeting
         self._loop = asyncio.get_running_loop()
+        self._new_future = self._loop.create_future
         self._queue: deque[Call] = deque()  # not written yet
         self._lane: Lane | None = None
         self._aside: set[Lane] = set()
@@ -73,7 +74,7 @@ class AsyncMux:
         """
         if packed.__class__ is not bytes:
             raise TypeError(f"a request is packed as bytes, not as {type(packed).__name__}")
-        future = self._loop.create_future()
+        future = self._new_future()
         queue = self._queue
         queue.append((future, packed, replies, deadline, other))
         if deadline < self._due:
@@ -153,19 +154,24 @@ class AsyncMux:
 
     def _write(self, lane: Lane) -> None:
         queue = self._queue
-        room = self._size - len(lane.owed) - sum(len(other.owed) for other in self._aside)
-        calls: list[Call] = []
+        room = self._size - len(lane.owed) - sum([len(other.owed) for other in self._aside])
         size, now = 0, monotonic()
-        while queue and room > 0 and size < _PIECE_BYTES:
-            call = queue.popleft()
-            if call[0].done():
-                continue
-            if call[3] <= now:
-                _refuse([call], NotSent(f"no time left to call {self._where}"))
-                continue
-            calls.append(call)
-            size += len(call[1])
-            room -= 1
+        calls: list[Call]
+        if len(queue) <= min(room, _PIECE) and now < self._due:
+            calls = [call for call in queue if not call[0].done()]
+            queue.clear()
+        else:
+            calls = []
+            while queue and room > 0 and size < _PIECE_BYTES:
+                call = queue.popleft()
+                if call[0].done():
+                    continue
+                if call[3] <= now:
+                    _refuse([call], NotSent(f"no time left to call {self._where}"))
+                    continue
+                calls.append(call)
+                size += len(call[1])
+                room -= 1
         if not calls:
             return
         try:
