@@ -89,7 +89,9 @@ class AsyncMux:
     async def close(self) -> None:
         """What has begun goes on to its end; waits until what is idle is closed."""
         if asyncio.get_running_loop() is not self._loop:
-            if not self._loop.is_closed():
+            if self._loop.is_running():  # in another thread
+                self._loop.call_soon_threadsafe(self.drop)
+            elif not self._loop.is_closed():
                 self.drop()
             return
         self._closing = True

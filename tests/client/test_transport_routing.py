@@ -18,7 +18,7 @@ import pytest
 from redis.exceptions import AskError, ResponseError
 
 from meterd.errors import PolicyError, Unavailable
-from meterd.transport import MaybeSent, NotSent, Request, pack
+from meterd.transport import MaybeSent, Node, NotSent, Request, open_async_transport, pack
 from meterd.transport.routing import key_slot
 from tests.client.transport_tools import async_transport, command, fresh_key, transport
 from tests.support import servers
@@ -195,6 +195,47 @@ async def test_tasks_lose_nothing_while_slots_move(cluster: Cluster, how: str) -
             moving = False
         assert all(one.result() > 20 for one in working)
         assert len(made._pools) <= len(cluster.nodes)
+
+
+@pytest.mark.asyncio
+async def test_a_started_call_that_finds_a_new_map_forgets_who_left_it(cluster: Cluster) -> None:
+    key = fresh_key()
+    slot = key_slot(key.encode())
+    async with async_transport(cluster.url, timeout=5) as made:
+        assert await made.start(command("INCR", key), 5) == 1
+        stranger = Node("127.0.0.1", 1)
+        made._pools[stranger] = made._new_pool(stranger, False)
+        target = other_than(cluster, cluster.node_of(slot))
+        await asyncio.to_thread(cluster.begin_migration, slot, target)
+        while await asyncio.to_thread(cluster.migrate_keys, slot, target, 3):
+            pass
+        await asyncio.to_thread(cluster.finish_migration, slot, target)
+        await asyncio.sleep(0.15)  # since the last look at the map
+        assert await made.start(command("INCR", key), 5) == 2
+        assert stranger not in made._pools
+
+
+def test_a_started_call_is_let_go_with_its_transport(cluster: Cluster) -> None:
+    """Where a call that was not sent would be tried again: not without the loop."""
+    made: Any = open_async_transport(cluster.url, timeout=2, max_connections=2)
+    key = fresh_key()
+
+    async def begin() -> list[asyncio.Future[Any]]:
+        await made.send(command("GET", key), 2)
+        for pool in made._pools.values():
+            if pool._lane is not None:
+                pool._lane.full = True
+        return [made.start(command("GET", key), 2) for _ in range(5)]
+
+    async def end(calls: list[asyncio.Future[Any]]) -> list[Any]:
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with asyncio.Runner() as runner:
+        calls = runner.run(begin())
+        made.abandon()
+        ends = runner.run(end(calls))
+    assert all(isinstance(one, (NotSent, MaybeSent)) for one in ends), ends
+    assert len(made._pools) == 0
 
 
 def test_a_dead_node_is_not_sent_and_comes_back() -> None:

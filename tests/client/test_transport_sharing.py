@@ -321,6 +321,30 @@ def test_a_second_event_loop_is_refused(server: servers.Server) -> None:
         second.run(made.aclose())
 
 
+def test_closed_from_another_loop_while_its_own_runs(server: servers.Server) -> None:
+    """It is the loop that the connections belong to that closes them, in its own thread."""
+    made: Any = open_async_transport(server.url, timeout=2, max_connections=2)
+    threads = []
+    begun = threading.Event()
+
+    async def work() -> Any:
+        await made.open()
+        lane = next(iter(made._pools.values()))._lane
+        close = lane.drop
+        lane.drop = lambda: (threads.append(threading.get_ident()), close())
+        waiting = made.start(command("BLPOP", fresh_key(), 20), 30)
+        asyncio.get_running_loop().call_later(0.05, begun.set)
+        with pytest.raises(MaybeSent, match="let go"):
+            await waiting
+        return threading.get_ident()
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(asyncio.run, work())
+        assert begun.wait(10)
+        asyncio.run(made.aclose())
+        assert [working.result(10)] == threads
+
+
 # --- Injected clients
 
 
