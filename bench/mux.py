@@ -105,6 +105,7 @@ async def measure(url: str, path: str, calls: int, rounds: int) -> dict[tuple[st
     found: dict[tuple[str, int], Figure] = {}
     async with AsyncMeter(url, plans=[PLAN], timeout=10) as meter, pooled(url) as other:
         ways: dict[str, Callable[[int], Awaitable[Any]]] = {
+            "transport.start": lambda i: meter._transport.start(requests[i], 10),
             "transport.send": lambda i: meter._transport.send(requests[i], 10),
             "AsyncMeter.consume": lambda i: meter.consume(subject(i), "pool"),
             "transport.send, pooled": lambda i: other._transport.send(requests[i], 10),

@@ -1,4 +1,4 @@
-"""One connection, hundreds of tasks, and a network that chops, trickles and cuts: for long.
+"""One connection, hundreds of tasks, and a network that chops, trickles, cuts and stalls: for long.
 
 Every call has a payload and a key of its own, so a reply that belongs to another call shows at
 once, and what the server executed can be read off in the end, call by call.
@@ -27,7 +27,7 @@ from tests.support.servers import Server, wait_until
 TASKS = 150
 BLOCK = 10_000  # calls between two looks at what the server has executed
 WINDOW = 50
-RATES = Rates(cut=0.01, trickle=0.01, chop=0.2, delay=0.02)
+RATES = Rates(cut=0.01, trickle=0.01, chop=0.2, delay=0.02, stall=0.0005)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ class Soak:
         key = f"{self.prefix}:{number}"
         request, answer, counts = self.make(number, key)
         how = self.rng.random()
-        timeout = self.rng.random() * 0.02 if how < 0.03 else 20
+        timeout = self.rng.random() * 0.02 if how < 0.03 else 1
         begin = self.transport.start if number % 2 else self.transport.send
         call = begin(request, timeout)
         ran: bool | None = None
@@ -179,6 +179,7 @@ async def test_every_reply_is_its_own(server: Server, replies: int) -> None:
     for end in ("cancelled", "not sent", "maybe sent", "unknown, ran"):
         assert soak.ends[end] > 20, soak.ends
     assert chaos.stats["cut"] > 20, chaos.stats
+    assert chaos.stats["stall"] > 0, chaos.stats
     assert chaos.stats["connections"] > chaos.stats["cut"] // 2
     soak.client.close()
     wait_until("no connection left", lambda: connections(server) == 1)

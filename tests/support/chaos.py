@@ -1,4 +1,4 @@
-"""A relay that knows nothing of RESP: it chops, trickles, delays and cuts the bytes that pass.
+"""A relay that knows nothing of RESP: it chops, trickles, delays, cuts or swallows what passes.
 
 `FaultProxy` hits a request that a test names; this one hits whatever is on the way, at rates.
 """
@@ -33,6 +33,8 @@ class Rates:
     """It comes in pieces of random sizes."""
     delay: float = 0.0
     """It, and all behind it, comes up to 5 ms late."""
+    stall: float = 0.0
+    """It, and all behind it, never comes; the connection stays open until the client closes it."""
 
 
 class Chaos:
@@ -133,8 +135,13 @@ class Chaos:
                         writer.write(data[:size])
                         data = data[size:]
                         await asyncio.sleep(0)
-                elif dice - rates.chop < rates.delay:
+                elif (dice := dice - rates.chop) < rates.delay:
                     self.stats["delay"] += 1
                     await asyncio.sleep(rng.random() * 0.005)
+                elif dice - rates.delay < rates.stall:
+                    self.stats["stall"] += 1
+                    while await reader.read(65536):
+                        pass
+                    return
                 writer.write(data)
                 await writer.drain()
