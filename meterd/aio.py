@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from meterd.administration import Instant
@@ -17,6 +18,7 @@ from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
+from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
 
@@ -140,10 +142,10 @@ class AsyncMeter(MeterBase):
             done: T = stop.value
             return done
 
-    async def _observed(self, verb: str, subject: Subject, flow: Flow[T]) -> T:
+    async def _observed(self, verb: str, subject: Subject, work: Coroutine[Any, Any, T]) -> T:
         started = time.perf_counter()
         try:
-            result = await self._run(flow)
+            result = await work
         except BaseException as error:
             self._observe(verb, subject, outcome_of(error), started)
             raise
@@ -153,7 +155,54 @@ class AsyncMeter(MeterBase):
     def _call(self, verb: str, subject: Subject, flow: Flow[T]) -> Pending[T]:
         if self._observer is None:
             return Pending(verb, self._run(flow))
-        return Pending(verb, self._observed(verb, subject, flow))
+        return Pending(verb, self._observed(verb, subject, self._run(flow)))
+
+    def _charge(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Pending[Decision]:
+        """One charge: by its shape if that is known when it is awaited, else by its flow."""
+        if op is not None or wait.__class__ is not int or wait != 0:
+            flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
+            return self._call(verb, subject, flow)
+        work = self._ask(shapes, verb, subject, costs, amount, join)
+        if self._observer is not None:
+            work = self._observed(verb, subject, work)
+        return Pending(verb, work)
+
+    async def _ask(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        join: str | None,
+    ) -> Decision:
+        now = monotonic()
+        shape = None if self._closed else shapes.find(verb, subject, costs, amount, join, now)
+        if shape is None:
+            return await self._run(shapes.flow(verb, subject, costs, amount, None, join, 0))
+        request = shape.request
+        if self._manual:
+            request = shape.at(self._operations.now_argument())
+        try:
+            reply = await self._transport.send(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        decision = shape.answer(reply)
+        if decision is None:
+            shapes.forget(shape)
+            deadline = now + self._timeout
+            decision = await self._run(self._operations.resume(shape, reply, deadline))
+        return decision
 
     async def open(self) -> Self:
         """Connects, and sees to it that the store knows these plans."""
@@ -195,8 +244,7 @@ class AsyncMeter(MeterBase):
         self, subject: Subject, costs: Costs, amount: int = 1, *, join: str | None = None
     ) -> Pending[Decision]:
         """See `Meter.check`."""
-        flow = self._operations.charge("check", subject, costs, amount, None, join, 0)
-        return self._call("check", subject, flow)
+        return self._charge(self._shapes, "check", subject, costs, amount, None, join, 0)
 
     def consume(
         self,
@@ -209,8 +257,7 @@ class AsyncMeter(MeterBase):
         wait: Seconds = 0,
     ) -> Pending[Decision]:
         """See `Meter.consume`."""
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
-        return self._call("consume", subject, flow)
+        return self._charge(self._shapes, "consume", subject, costs, amount, op, join, wait)
 
     def report(
         self,
@@ -222,8 +269,7 @@ class AsyncMeter(MeterBase):
         join: str | None = None,
     ) -> Pending[Decision]:
         """See `Meter.report`."""
-        flow = self._operations.charge("report", subject, costs, amount, op, join, 0)
-        return self._call("report", subject, flow)
+        return self._charge(self._shapes, "report", subject, costs, amount, op, join, 0)
 
     def refund(
         self,
@@ -235,6 +281,8 @@ class AsyncMeter(MeterBase):
         op: str | bool | None = None,
     ) -> Pending[Decision]:
         """See `Meter.refund`."""
+        if costs is not None and of is None:
+            return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
 

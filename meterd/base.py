@@ -20,6 +20,7 @@ from meterd.revision import checked_plans
 from meterd.scripts import Scripts
 from meterd.session import Session
 from meterd.settings import settings_file
+from meterd.shapes import Shapes
 from meterd.store import Store
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
 
@@ -95,6 +96,8 @@ class MeterBase:
             op_retention_ms=duration_ms(op_retention, field="op_retention"),
         )
         self._administration = Administration(self._operations)
+        self._shapes = Shapes(self._operations)
+        self._manual = clock is not None
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)

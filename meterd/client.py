@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 from meterd.administration import Instant
@@ -15,6 +16,7 @@ from meterd.keys import Subject, display
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
+from meterd.shapes import Shape, Shapes
 from meterd.timespec import Seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
 
@@ -99,6 +101,48 @@ class Meter(MeterBase):
         self._observe(verb, subject, outcome_of(result), started)
         return result
 
+    def _charge(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Decision:
+        """One charge: by its shape if that is known, else by its flow."""
+        if op is None and wait.__class__ is int and wait == 0 and not self._closed:
+            now = monotonic()
+            shape = shapes.find(verb, subject, costs, amount, join, now)
+            if shape is not None:
+                if self._observer is None:
+                    return self._ask(shapes, shape, now)
+                started = time.perf_counter()
+                try:
+                    result = self._ask(shapes, shape, now)
+                except BaseException as error:
+                    self._observe(verb, subject, outcome_of(error), started)
+                    raise
+                self._observe(verb, subject, outcome_of(result), started)
+                return result
+        flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
+        return self._call(verb, subject, flow)
+
+    def _ask(self, shapes: Shapes, shape: Shape, now: float) -> Decision:
+        request = shape.at(self._operations.now_argument()) if self._manual else shape.request
+        try:
+            reply = self._transport.send(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        decision = shape.answer(reply)
+        if decision is None:
+            shapes.forget(shape)
+            deadline = now + self._timeout
+            decision = self._run(self._operations.resume(shape, reply, deadline))
+        return decision
+
     def open(self) -> Self:
         """Connects, and sees to it that the store knows these plans."""
         if not self._closed:
@@ -126,8 +170,7 @@ class Meter(MeterBase):
         self, subject: Subject, costs: Costs, amount: int = 1, *, join: str | None = None
     ) -> Decision:
         """The answer `consume` would give now; writes nothing."""
-        flow = self._operations.charge("check", subject, costs, amount, None, join, 0)
-        return self._call("check", subject, flow)
+        return self._charge(self._shapes, "check", subject, costs, amount, None, join, 0)
 
     def consume(
         self,
@@ -146,8 +189,7 @@ class Meter(MeterBase):
         `retry_after` and try again. Raises `PolicyError`, `OpConflict`, `Unavailable` (nothing
         applied), `OutcomeUnknown` (sent, answer lost, no `op`).
         """
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
-        return self._call("consume", subject, flow)
+        return self._charge(self._shapes, "consume", subject, costs, amount, op, join, wait)
 
     def report(
         self,
@@ -162,8 +204,7 @@ class Meter(MeterBase):
 
         Raises `NotIncluded` or `NoPlan` where nothing can be recorded, else as `consume`.
         """
-        flow = self._operations.charge("report", subject, costs, amount, op, join, 0)
-        return self._call("report", subject, flow)
+        return self._charge(self._shapes, "report", subject, costs, amount, op, join, 0)
 
     def refund(
         self,
@@ -175,6 +216,8 @@ class Meter(MeterBase):
         op: str | bool | None = None,
     ) -> Decision:
         """Gives use of the running period back, never below zero; `applied` says what came back."""
+        if costs is not None and of is None:
+            return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
 

@@ -121,4 +121,4 @@ def pool_plan(limit: int, name: str = "base", **more: Any) -> Plan:
 
 def look_again(meter: AnyMeter) -> None:
     """As if the seconds had passed after which a process looks at the catalog."""
-    meter.raw._store._looked = float("-inf")
+    meter.raw._store.looked = float("-inf")
