@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
-    from meterd.catalog import Diff, load_plans, load_toml
+    from meterd.catalog import Diff
+    from meterd.catalog_toml import load_plans, load_toml
     from meterd.client import Meter
     from meterd.errors import (
         CatalogMismatch,
@@ -65,7 +66,8 @@ __all__ = [
 
 _HOMES = {
     "aio": ("AsyncMeter",),
-    "catalog": ("Diff", "load_plans", "load_toml"),
+    "catalog": ("Diff",),
+    "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price"),
     "result": ("Code", "Decision", "LimitState", "Usage"),

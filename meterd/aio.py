@@ -194,7 +194,7 @@ class AsyncMeter(MeterBase):
         if self._manual:
             request = shape.at(self._operations.now_argument())
         try:
-            reply = await self._transport.send(request, shape.seconds)
+            reply = await self._transport.start(request, shape.seconds)
         except (NotSent, MaybeSent) as error:
             reply = error
         decision = shape.answer(reply)

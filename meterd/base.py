@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meterd.administration import Administration
-from meterd.catalog import load_settings
 from meterd.errors import PolicyError
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
@@ -19,7 +18,6 @@ from meterd.result import Decision
 from meterd.revision import checked_plans
 from meterd.scripts import Scripts
 from meterd.session import Session
-from meterd.settings import settings_file
 from meterd.shapes import Shapes
 from meterd.store import Store
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
@@ -35,6 +33,9 @@ def default_url() -> str:
     found = os.environ.get("METERD_URL")
     if found:
         return found
+    from meterd.catalog_toml import load_settings
+    from meterd.settings import settings_file
+
     path = settings_file()
     url = load_settings(path).get("url") if path else None
     if url:
