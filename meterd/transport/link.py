@@ -67,6 +67,23 @@ class Link:
             raise MaybeSent(f"lost the connection to {self.where} ({error})") from error
         return answers[0] if replies == 1 else answers
 
+    def exchange_each(self, packed: bytes, replies: int, deadline: float) -> list[Any]:
+        """As `exchange`, but what has come is kept: a `MaybeSent` stands for each lost reply."""
+        answers: list[Any] = []
+        connection = self._connection
+        try:
+            connection.send_packed_command([packed])
+            while len(answers) < replies:
+                answers.append(self._read())
+        except (RedisError, OSError) as error:
+            return self._with_lost(
+                answers, replies, f"lost the connection to {self.where} ({error})"
+            )
+        return answers
+
+    def _with_lost(self, answers: list[Any], replies: int, reason: str) -> list[Any]:
+        return answers + [MaybeSent(reason) for _ in range(replies - len(answers))]
+
     def _read(self) -> Any:
         try:
             return self._connection.read_response(disable_decoding=True)
@@ -133,6 +150,27 @@ class SocketLink(Link):
             raise MaybeSent(f"{self.where} sent what no Redis sends ({error})") from error
         except OSError as error:
             raise MaybeSent(f"lost the connection to {self.where} ({error})") from error
+
+    def exchange_each(self, packed: bytes, replies: int, deadline: float) -> list[Any]:
+        self._write(packed, deadline)
+        answers: list[Any] = []
+        gets = self._gets
+        try:
+            while len(answers) < replies:
+                reply = gets()
+                if reply is _MORE:
+                    self._fill(deadline)
+                elif reply.__class__ is not _PUSH:
+                    answers.append(reply)
+        except MaybeSent as error:
+            return self._with_lost(answers, replies, str(error))
+        except InvalidResponse as error:
+            reason = f"{self.where} sent what no Redis sends ({error})"
+            return self._with_lost(answers, replies, reason)
+        except OSError as error:
+            reason = f"lost the connection to {self.where} ({error})"
+            return self._with_lost(answers, replies, reason)
+        return answers
 
     def _gathered(self, reply: Any, replies: int, deadline: float) -> Any:
         """All replies, of which `reply` is the first to be had."""

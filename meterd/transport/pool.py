@@ -84,6 +84,33 @@ class Pool:
                 self._give_back(link.home, link)
             return reply
 
+    def call_each(self, packed: bytes, replies: int, deadline: float) -> list[Any]:
+        """As `call`, but a lost reply is a `MaybeSent` among the others, which are kept."""
+        if monotonic() >= deadline:
+            raise NotSent(f"no time left to call {self._where}")
+        spare = 2
+        while True:
+            link = self._checkout(deadline)
+            try:
+                answers = link.exchange_each(packed, replies, deadline)
+            except Unwritten:
+                self._discard(link)
+                if not spare or monotonic() >= deadline:
+                    raise
+                spare -= 1
+                continue
+            except BaseException:
+                self._discard(link)
+                raise
+            if link.unsettled() or any(
+                isinstance(one, MaybeSent) or (isinstance(one, Exception) and spoils(one))
+                for one in answers
+            ):
+                self._discard(link)
+            else:
+                self._give_back(link.home, link)
+            return answers
+
     def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
         if getpid() != self._pid:
