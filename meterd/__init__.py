@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from meterd.catalog_toml import load_plans, load_toml
     from meterd.client import Meter
     from meterd.errors import (
+        BatchError,
         CatalogMismatch,
         MeterdError,
         NoPlan,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncMeter",
+    "BatchError",
     "Bucket",
     "CatalogMismatch",
     "Code",

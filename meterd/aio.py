@@ -3,81 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.administration import Instant
 from meterd.base import Costs, MeterBase, outcome_of
+from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.errors import MeterdError, PolicyError
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
 from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
+from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
 from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
 
+if TYPE_CHECKING:
+    from meterd.pipeline import AsyncPipeline
+
 T = TypeVar("T")
-
-
-class Pending(Coroutine[Any, Any, T]):
-    """A call that has to be awaited, or made a task.
-
-    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One
-    that is simply dropped gets Python's own "was never awaited" warning.
-    """
-
-    __slots__ = ("_verb", "_work")
-
-    def __init__(self, verb: str, work: Coroutine[Any, Any, T]) -> None:
-        self._verb = verb
-        self._work = work
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._work.__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._work.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._work.throw(*error)
-
-    def close(self) -> None:
-        self._work.close()
-
-    def _forgotten(self) -> NoReturn:
-        self._work.close()  # the error says it all: no warning on top
-        raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
-
-    if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
-
-        def __bool__(self):
-            # asyncio tests the coroutine of a task that it shows in a log.
-            asking = sys._getframe(1).f_globals.get("__name__", "")
-            return asking.startswith("asyncio.") or self._forgotten()
-
-        def __iter__(self):
-            self._forgotten()
-
-        def __contains__(self, name):
-            self._forgotten()
-
-        def __getitem__(self, name):
-            self._forgotten()
-
-        def __getattr__(self, name):
-            # asyncio and debuggers look for what coroutines may have; an answer has no such names.
-            if name.startswith(("_", "ag_", "cr_", "gi_")):
-                raise AttributeError(name)
-            self._forgotten()
-
-    def __repr__(self) -> str:
-        return f"<{self._verb}(...), not awaited yet>"
 
 
 class AsyncMeter(MeterBase):
@@ -238,6 +194,43 @@ class AsyncMeter(MeterBase):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def _drive(self, rounds: Rounds[T]) -> T:
+        if self._closed:
+            raise PolicyError("this meter is closed; make a new one")
+        try:
+            steps = next(rounds)
+            while True:
+                steps = rounds.send(await self._together(steps))
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+
+    async def _together(self, steps: list[Step]) -> list[Any]:
+        """What came of each step; all of them are begun at once, in order."""
+        futures = [asyncio.ensure_future(self._begun(step)) for step in steps]
+        try:
+            await asyncio.wait(futures)
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen; else asyncio complains when a batch is given up
+        results: list[Any] = []
+        for future in futures:
+            problem = future.exception()
+            if problem is not None and not isinstance(problem, (NotSent, MaybeSent)):
+                raise problem
+            results.append(problem or future.result())
+        return results
+
+    def _begun(self, step: Step) -> Awaitable[Any]:
+        if type(step) is Send:
+            return self._transport.start(step.request, step.timeout)
+        if type(step) is SendTo:
+            return self._transport.send_to(step.node, step.request, step.timeout)
+        if type(step) is Sleep:
+            return asyncio.sleep(step.seconds)
+        return self._transport.nodes()
+
     # Verbs ---------------------------------------------------------------------------------------
 
     def check(
@@ -285,6 +278,34 @@ class AsyncMeter(MeterBase):
             return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: Literal[False] = False
+    ) -> Pending[list[Decision]]: ...
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool
+    ) -> Pending[list[Decision | MeterdError]]: ...
+
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool = False
+    ) -> Pending[Any]:
+        """See `Meter.consume_many`."""
+
+        async def work() -> list[Any]:
+            calls = calls_of(items)
+            outcomes = await self._drive(self._batch(calls).rounds())
+            return list(outcomes) if return_exceptions else all_or_error(calls, outcomes)
+
+        return Pending("consume_many", work())
+
+    def pipeline(self, *, raise_on_error: bool = True) -> AsyncPipeline:
+        """See `Meter.pipeline`; `async with`, and `await p.execute()`."""
+        from meterd.pipeline import AsyncPipeline
+
+        return AsyncPipeline(self, raise_on_error)
 
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""

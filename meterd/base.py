@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meterd.administration import Administration
+from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
@@ -114,6 +115,15 @@ class MeterBase:
             self._observer(verb, subject, outcome, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # metrics must not hide what became of a charge
             _log.exception("the observer failed on %s of %r (%s)", verb, subject, outcome)
+
+    def _batch(self, calls: Sequence[Call]) -> Batch:
+        watch = None
+        if self._observer is not None:
+
+            def watch(verb: str, subject: Subject, outcome: Outcome, started: float) -> None:
+                self._observe(verb, subject, outcome_of(outcome), started)
+
+        return Batch(self._shapes, self._operations, calls, watch)
 
     def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
         return LimiterCalls(self._operations, name, limits)

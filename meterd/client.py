@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.administration import Instant
 from meterd.base import Costs, MeterBase, default_url, outcome_of
+from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.errors import MeterdError, PolicyError
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
 from meterd.keys import Subject, display
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
@@ -19,6 +20,9 @@ from meterd.result import Decision, Usage
 from meterd.shapes import Shape, Shapes
 from meterd.timespec import Seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
+
+if TYPE_CHECKING:
+    from meterd.pipeline import Pipeline
 
 T = TypeVar("T")
 
@@ -164,6 +168,40 @@ class Meter(MeterBase):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _drive(self, rounds: Rounds[T]) -> T:
+        """Carries out a batch: what its calls want sent in one round is written together."""
+        if self._closed:
+            raise PolicyError("this meter is closed; make a new one")
+        try:
+            steps = next(rounds)
+            while True:
+                steps = rounds.send(self._together(steps))
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+
+    def _together(self, steps: list[Step]) -> list[Any]:
+        results: list[Any] = [None] * len(steps)
+        sends = [(at, step) for at, step in enumerate(steps) if type(step) is Send]
+        if sends:
+            requests = [step.request for _, step in sends]
+            longest = max([step.timeout for _, step in sends])
+            replies = self._transport.send_many(requests, longest)
+            for (at, _), reply in zip(sends, replies, strict=True):
+                results[at] = reply
+        pauses = [step.seconds for step in steps if type(step) is Sleep]
+        if pauses:
+            time.sleep(max(pauses))
+        for at, step in enumerate(steps):
+            try:
+                if type(step) is SendTo:
+                    results[at] = self._transport.send_to(step.node, step.request, step.timeout)
+                elif type(step) is Nodes:
+                    results[at] = self._transport.nodes()
+            except (NotSent, MaybeSent) as error:
+                results[at] = error
+        return results
+
     # Verbs ---------------------------------------------------------------------------------------
 
     def check(
@@ -220,6 +258,39 @@ class Meter(MeterBase):
             return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: Literal[False] = False
+    ) -> list[Decision]: ...
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool
+    ) -> list[Decision | MeterdError]: ...
+
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool = False
+    ) -> list[Decision] | list[Decision | MeterdError]:
+        """`consume` for each item, in few round trips; the decisions in the order of the items.
+
+        An item is `(subject, costs)`, `(subject, costs, amount)` or a mapping of `consume`'s
+        keyword arguments (without `wait`). Each is decided by itself, those of one subject in
+        order. If some fail, the others count: `BatchError` carries every outcome, or with
+        `return_exceptions=True` errors stand in the list.
+        """
+        calls = calls_of(items)
+        outcomes: list[Any] = self._drive(self._batch(calls).rounds())
+        return outcomes if return_exceptions else all_or_error(calls, outcomes)
+
+    def pipeline(self, *, raise_on_error: bool = True) -> Pipeline:
+        """Calls gathered now and sent together: `with meter.pipeline() as p: a = p.consume(...)`.
+
+        What the calls return has a `result()` once the block has ended, or `execute()` was called.
+        """
+        from meterd.pipeline import Pipeline
+
+        return Pipeline(self, raise_on_error)
 
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""

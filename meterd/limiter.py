@@ -19,8 +19,9 @@ from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 
 if TYPE_CHECKING:
-    from meterd.aio import AsyncMeter, Pending
+    from meterd.aio import AsyncMeter
     from meterd.client import Meter
+    from meterd.pending import Pending
 
 
 class LimiterCalls(Shapes):
