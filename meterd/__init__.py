@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
-    from meterd.catalog import Diff, load_plans, load_toml
+    from meterd.catalog import Diff
+    from meterd.catalog_toml import load_plans, load_toml
     from meterd.client import Meter
     from meterd.errors import (
+        BatchError,
         CatalogMismatch,
         MeterdError,
         NoPlan,
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncMeter",
+    "BatchError",
     "Bucket",
     "CatalogMismatch",
     "Code",
@@ -65,7 +68,8 @@ __all__ = [
 
 _HOMES = {
     "aio": ("AsyncMeter",),
-    "catalog": ("Diff", "load_plans", "load_toml"),
+    "catalog": ("Diff",),
+    "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price"),
     "result": ("Code", "Decision", "LimitState", "Usage"),

@@ -3,79 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.administration import Instant
 from meterd.base import Costs, MeterBase, outcome_of
+from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.errors import MeterdError, PolicyError
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
 from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
+from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
+from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
 
+if TYPE_CHECKING:
+    from meterd.pipeline import AsyncPipeline
+
 T = TypeVar("T")
-
-
-class Pending(Coroutine[Any, Any, T]):
-    """A call that has to be awaited, or made a task.
-
-    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One
-    that is simply dropped gets Python's own "was never awaited" warning.
-    """
-
-    __slots__ = ("_verb", "_work")
-
-    def __init__(self, verb: str, work: Coroutine[Any, Any, T]) -> None:
-        self._verb = verb
-        self._work = work
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._work.__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._work.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._work.throw(*error)
-
-    def close(self) -> None:
-        self._work.close()
-
-    def _forgotten(self) -> NoReturn:
-        self._work.close()  # the error says it all: no warning on top
-        raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
-
-    if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
-
-        def __bool__(self):
-            # asyncio tests the coroutine of a task that it shows in a log.
-            asking = sys._getframe(1).f_globals.get("__name__", "")
-            return asking.startswith("asyncio.") or self._forgotten()
-
-        def __iter__(self):
-            self._forgotten()
-
-        def __contains__(self, name):
-            self._forgotten()
-
-        def __getitem__(self, name):
-            self._forgotten()
-
-        def __getattr__(self, name):
-            # asyncio and debuggers look for what coroutines may have; an answer has no such names.
-            if name.startswith(("_", "ag_", "cr_", "gi_")):
-                raise AttributeError(name)
-            self._forgotten()
-
-    def __repr__(self) -> str:
-        return f"<{self._verb}(...), not awaited yet>"
 
 
 class AsyncMeter(MeterBase):
@@ -140,10 +98,10 @@ class AsyncMeter(MeterBase):
             done: T = stop.value
             return done
 
-    async def _observed(self, verb: str, subject: Subject, flow: Flow[T]) -> T:
+    async def _observed(self, verb: str, subject: Subject, work: Coroutine[Any, Any, T]) -> T:
         started = time.perf_counter()
         try:
-            result = await self._run(flow)
+            result = await work
         except BaseException as error:
             self._observe(verb, subject, outcome_of(error), started)
             raise
@@ -153,7 +111,54 @@ class AsyncMeter(MeterBase):
     def _call(self, verb: str, subject: Subject, flow: Flow[T]) -> Pending[T]:
         if self._observer is None:
             return Pending(verb, self._run(flow))
-        return Pending(verb, self._observed(verb, subject, flow))
+        return Pending(verb, self._observed(verb, subject, self._run(flow)))
+
+    def _charge(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Pending[Decision]:
+        """One charge: by its shape if that is known when it is awaited, else by its flow."""
+        if op is not None or wait.__class__ is not int or wait != 0:
+            flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
+            return self._call(verb, subject, flow)
+        work = self._ask(shapes, verb, subject, costs, amount, join)
+        if self._observer is not None:
+            work = self._observed(verb, subject, work)
+        return Pending(verb, work)
+
+    async def _ask(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        join: str | None,
+    ) -> Decision:
+        now = monotonic()
+        shape = None if self._closed else shapes.find(verb, subject, costs, amount, join, now)
+        if shape is None:
+            return await self._run(shapes.flow(verb, subject, costs, amount, None, join, 0))
+        request = shape.request
+        if self._manual:
+            request = shape.at(self._operations.now_argument())
+        try:
+            reply = await self._transport.start(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        decision = shape.answer(reply)
+        if decision is None:
+            shapes.forget(shape)
+            deadline = now + self._timeout
+            decision = await self._run(self._operations.resume(shape, reply, deadline))
+        return decision
 
     async def open(self) -> Self:
         """Connects, and sees to it that the store knows these plans."""
@@ -189,14 +194,50 @@ class AsyncMeter(MeterBase):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def _drive(self, rounds: Rounds[T]) -> T:
+        if self._closed:
+            raise PolicyError("this meter is closed; make a new one")
+        try:
+            steps = next(rounds)
+            while True:
+                steps = rounds.send(await self._together(steps))
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+
+    async def _together(self, steps: list[Step]) -> list[Any]:
+        """What came of each step; all of them are begun at once, in order."""
+        futures = [asyncio.ensure_future(self._begun(step)) for step in steps]
+        try:
+            await asyncio.wait(futures)
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen; else asyncio complains when a batch is given up
+        results: list[Any] = []
+        for future in futures:
+            problem = future.exception()
+            if problem is not None and not isinstance(problem, (NotSent, MaybeSent)):
+                raise problem
+            results.append(problem or future.result())
+        return results
+
+    def _begun(self, step: Step) -> Awaitable[Any]:
+        if type(step) is Send:
+            return self._transport.start(step.request, step.timeout)
+        if type(step) is SendTo:
+            return self._transport.send_to(step.node, step.request, step.timeout)
+        if type(step) is Sleep:
+            return asyncio.sleep(step.seconds)
+        return self._transport.nodes()
+
     # Verbs ---------------------------------------------------------------------------------------
 
     def check(
         self, subject: Subject, costs: Costs, amount: int = 1, *, join: str | None = None
     ) -> Pending[Decision]:
         """See `Meter.check`."""
-        flow = self._operations.charge("check", subject, costs, amount, None, join, 0)
-        return self._call("check", subject, flow)
+        return self._charge(self._shapes, "check", subject, costs, amount, None, join, 0)
 
     def consume(
         self,
@@ -209,8 +250,7 @@ class AsyncMeter(MeterBase):
         wait: Seconds = 0,
     ) -> Pending[Decision]:
         """See `Meter.consume`."""
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
-        return self._call("consume", subject, flow)
+        return self._charge(self._shapes, "consume", subject, costs, amount, op, join, wait)
 
     def report(
         self,
@@ -222,8 +262,7 @@ class AsyncMeter(MeterBase):
         join: str | None = None,
     ) -> Pending[Decision]:
         """See `Meter.report`."""
-        flow = self._operations.charge("report", subject, costs, amount, op, join, 0)
-        return self._call("report", subject, flow)
+        return self._charge(self._shapes, "report", subject, costs, amount, op, join, 0)
 
     def refund(
         self,
@@ -235,8 +274,38 @@ class AsyncMeter(MeterBase):
         op: str | bool | None = None,
     ) -> Pending[Decision]:
         """See `Meter.refund`."""
+        if costs is not None and of is None:
+            return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: Literal[False] = False
+    ) -> Pending[list[Decision]]: ...
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool
+    ) -> Pending[list[Decision | MeterdError]]: ...
+
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool = False
+    ) -> Pending[Any]:
+        """See `Meter.consume_many`."""
+
+        async def work() -> list[Any]:
+            calls = calls_of(items)
+            outcomes = await self._drive(self._batch(calls).rounds())
+            return list(outcomes) if return_exceptions else all_or_error(calls, outcomes)
+
+        return Pending("consume_many", work())
+
+    def pipeline(self, *, raise_on_error: bool = True) -> AsyncPipeline:
+        """See `Meter.pipeline`; `async with`, and `await p.execute()`."""
+        from meterd.pipeline import AsyncPipeline
+
+        return AsyncPipeline(self, raise_on_error)
 
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from meterd.administration import Administration
-from meterd.catalog import load_settings
+from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
@@ -19,7 +19,7 @@ from meterd.result import Decision
 from meterd.revision import checked_plans
 from meterd.scripts import Scripts
 from meterd.session import Session
-from meterd.settings import settings_file
+from meterd.shapes import Shapes
 from meterd.store import Store
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
 
@@ -34,6 +34,9 @@ def default_url() -> str:
     found = os.environ.get("METERD_URL")
     if found:
         return found
+    from meterd.catalog_toml import load_settings
+    from meterd.settings import settings_file
+
     path = settings_file()
     url = load_settings(path).get("url") if path else None
     if url:
@@ -95,6 +98,8 @@ class MeterBase:
             op_retention_ms=duration_ms(op_retention, field="op_retention"),
         )
         self._administration = Administration(self._operations)
+        self._shapes = Shapes(self._operations)
+        self._manual = clock is not None
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)
@@ -110,6 +115,15 @@ class MeterBase:
             self._observer(verb, subject, outcome, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # metrics must not hide what became of a charge
             _log.exception("the observer failed on %s of %r (%s)", verb, subject, outcome)
+
+    def _batch(self, calls: Sequence[Call]) -> Batch:
+        watch = None
+        if self._observer is not None:
+
+            def watch(verb: str, subject: Subject, outcome: Outcome, started: float) -> None:
+                self._observe(verb, subject, outcome_of(outcome), started)
+
+        return Batch(self._shapes, self._operations, calls, watch)
 
     def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
         return LimiterCalls(self._operations, name, limits)

@@ -21,7 +21,6 @@ from meterd.catalog_codec import (
     plan_to_dict,
 )
 from meterd.catalog_diff import Diff, FieldChange, PlanChange, check_remove, diff
-from meterd.catalog_toml import load_plans, load_settings, load_toml
 from meterd.errors import PolicyError
 from meterd.policy import MAX_LIMITS, Bucket, Flag, Limit, Plan, Pool
 from meterd.timespec import refuse, shown
@@ -33,9 +32,6 @@ __all__ = [
     "definition_bytes",
     "definition_hash",
     "diff",
-    "load_plans",
-    "load_settings",
-    "load_toml",
     "merge",
     "overlay",
     "plan_from_bytes",

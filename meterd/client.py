@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.administration import Instant
 from meterd.base import Costs, MeterBase, default_url, outcome_of
+from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.errors import MeterdError, PolicyError
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
 from meterd.keys import Subject, display
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
+from meterd.shapes import Shape, Shapes
 from meterd.timespec import Seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
+
+if TYPE_CHECKING:
+    from meterd.pipeline import Pipeline
 
 T = TypeVar("T")
 
@@ -99,6 +105,48 @@ class Meter(MeterBase):
         self._observe(verb, subject, outcome_of(result), started)
         return result
 
+    def _charge(
+        self,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Decision:
+        """One charge: by its shape if that is known, else by its flow."""
+        if op is None and wait.__class__ is int and wait == 0 and not self._closed:
+            now = monotonic()
+            shape = shapes.find(verb, subject, costs, amount, join, now)
+            if shape is not None:
+                if self._observer is None:
+                    return self._ask(shapes, shape, now)
+                started = time.perf_counter()
+                try:
+                    result = self._ask(shapes, shape, now)
+                except BaseException as error:
+                    self._observe(verb, subject, outcome_of(error), started)
+                    raise
+                self._observe(verb, subject, outcome_of(result), started)
+                return result
+        flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
+        return self._call(verb, subject, flow)
+
+    def _ask(self, shapes: Shapes, shape: Shape, now: float) -> Decision:
+        request = shape.at(self._operations.now_argument()) if self._manual else shape.request
+        try:
+            reply = self._transport.send(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        decision = shape.answer(reply)
+        if decision is None:
+            shapes.forget(shape)
+            deadline = now + self._timeout
+            decision = self._run(self._operations.resume(shape, reply, deadline))
+        return decision
+
     def open(self) -> Self:
         """Connects, and sees to it that the store knows these plans."""
         if not self._closed:
@@ -120,14 +168,47 @@ class Meter(MeterBase):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _drive(self, rounds: Rounds[T]) -> T:
+        """Carries out a batch: what its calls want sent in one round is written together."""
+        if self._closed:
+            raise PolicyError("this meter is closed; make a new one")
+        try:
+            steps = next(rounds)
+            while True:
+                steps = rounds.send(self._together(steps))
+        except StopIteration as stop:
+            done: T = stop.value
+            return done
+
+    def _together(self, steps: list[Step]) -> list[Any]:
+        results: list[Any] = [None] * len(steps)
+        sends = [(at, step) for at, step in enumerate(steps) if type(step) is Send]
+        if sends:
+            requests = [step.request for _, step in sends]
+            longest = max([step.timeout for _, step in sends])
+            replies = self._transport.send_many(requests, longest)
+            for (at, _), reply in zip(sends, replies, strict=True):
+                results[at] = reply
+        pauses = [step.seconds for step in steps if type(step) is Sleep]
+        if pauses:
+            time.sleep(max(pauses))
+        for at, step in enumerate(steps):
+            try:
+                if type(step) is SendTo:
+                    results[at] = self._transport.send_to(step.node, step.request, step.timeout)
+                elif type(step) is Nodes:
+                    results[at] = self._transport.nodes()
+            except (NotSent, MaybeSent) as error:
+                results[at] = error
+        return results
+
     # Verbs ---------------------------------------------------------------------------------------
 
     def check(
         self, subject: Subject, costs: Costs, amount: int = 1, *, join: str | None = None
     ) -> Decision:
         """The answer `consume` would give now; writes nothing."""
-        flow = self._operations.charge("check", subject, costs, amount, None, join, 0)
-        return self._call("check", subject, flow)
+        return self._charge(self._shapes, "check", subject, costs, amount, None, join, 0)
 
     def consume(
         self,
@@ -146,8 +227,7 @@ class Meter(MeterBase):
         `retry_after` and try again. Raises `PolicyError`, `OpConflict`, `Unavailable` (nothing
         applied), `OutcomeUnknown` (sent, answer lost, no `op`).
         """
-        flow = self._operations.charge("consume", subject, costs, amount, op, join, wait)
-        return self._call("consume", subject, flow)
+        return self._charge(self._shapes, "consume", subject, costs, amount, op, join, wait)
 
     def report(
         self,
@@ -162,8 +242,7 @@ class Meter(MeterBase):
 
         Raises `NotIncluded` or `NoPlan` where nothing can be recorded, else as `consume`.
         """
-        flow = self._operations.charge("report", subject, costs, amount, op, join, 0)
-        return self._call("report", subject, flow)
+        return self._charge(self._shapes, "report", subject, costs, amount, op, join, 0)
 
     def refund(
         self,
@@ -175,8 +254,43 @@ class Meter(MeterBase):
         op: str | bool | None = None,
     ) -> Decision:
         """Gives use of the running period back, never below zero; `applied` says what came back."""
+        if costs is not None and of is None:
+            return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: Literal[False] = False
+    ) -> list[Decision]: ...
+
+    @overload
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool
+    ) -> list[Decision | MeterdError]: ...
+
+    def consume_many(
+        self, items: Iterable[Item], *, return_exceptions: bool = False
+    ) -> list[Decision] | list[Decision | MeterdError]:
+        """`consume` for each item, in few round trips; the decisions in the order of the items.
+
+        An item is `(subject, costs)`, `(subject, costs, amount)` or a mapping of `consume`'s
+        keyword arguments (without `wait`). Each is decided by itself, those of one subject in
+        order. If some fail, the others count: `BatchError` carries every outcome, or with
+        `return_exceptions=True` errors stand in the list.
+        """
+        calls = calls_of(items)
+        outcomes: list[Any] = self._drive(self._batch(calls).rounds())
+        return outcomes if return_exceptions else all_or_error(calls, outcomes)
+
+    def pipeline(self, *, raise_on_error: bool = True) -> Pipeline:
+        """Calls gathered now and sent together: `with meter.pipeline() as p: a = p.consume(...)`.
+
+        What the calls return has a `result()` once the block has ended, or `execute()` was called.
+        """
+        from meterd.pipeline import Pipeline
+
+        return Pipeline(self, raise_on_error)
 
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""

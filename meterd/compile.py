@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import msgpack
 
@@ -77,6 +76,8 @@ def horizon_for(needed_ms: int) -> int:
 @lru_cache(maxsize=64)
 def transitions(tz: str, year: int) -> bytes:
     """(utc ms: 6 bytes, offset in s: 4 bytes) from 1970 to the start of `year`, little-endian."""
+    from zoneinfo import ZoneInfo  # slow to load, and many plans need none
+
     zone = ZoneInfo(tz)
 
     def offset(second: int) -> int:

@@ -6,6 +6,7 @@ and `OutcomeUnknown` are the network's or the server's, `ScriptError` is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,6 +83,25 @@ class OutcomeUnknown(MeterdError):
 
     def __reduce__(self) -> tuple[type[OutcomeUnknown], tuple[str, str | None]]:
         return type(self), (str(self), self.op)
+
+
+class BatchError(MeterdError):
+    """Some calls of a batch failed; the others did not.
+
+    `results` has what became of each, in order: a `Decision`, or the error that it would have
+    raised by itself. `errors` are the latter, by their place.
+    """
+
+    def __init__(self, message: str, results: Sequence[Decision | MeterdError] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
+
+    @property
+    def errors(self) -> dict[int, MeterdError]:
+        return {at: one for at, one in enumerate(self.results) if isinstance(one, MeterdError)}
+
+    def __reduce__(self) -> tuple[type[BatchError], tuple[str, list[Decision | MeterdError]]]:
+        return type(self), (str(self), self.results)
 
 
 class UnsafeServer(MeterdError):

@@ -148,6 +148,10 @@ class Keyspace:
         self.private = self._raw + b":{store}:private"
         self._known = lru_cache(maxsize=4096)(self._path)
 
+    def is_of_store(self, key: bytes) -> bool:
+        """Whether a key is one that all subjects share."""
+        return key.startswith(self._raw + b":{store}:")
+
     def path(self, subject: Subject) -> Path:
         """A subject and the keys of its levels. Raises `PolicyError` for what is no subject."""
         return self._known(subject if type(subject) is str else checked_subject(subject))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meterd import policy_checks as checks
 from meterd import wire
@@ -15,24 +15,26 @@ from meterd.operations import Operations
 from meterd.policy import Bucket, Plan
 from meterd.result import Decision
 from meterd.roles import Pinned
+from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 
 if TYPE_CHECKING:
-    from meterd.aio import AsyncMeter, Pending
+    from meterd.aio import AsyncMeter
     from meterd.client import Meter
+    from meterd.pending import Pending
 
 
-class LimiterCalls:
-    """The flows of one limiter. A text subject is one segment, whatever it contains."""
+class LimiterCalls(Shapes):
+    """The charges of one limiter. A text subject is one segment, whatever it contains."""
 
     def __init__(self, operations: Operations, name: str, limits: Sequence[Bucket]) -> None:
+        super().__init__(operations)
         checks.name(name, "limiter: name")
         if not limits or not all(isinstance(limit, Bucket) for limit in limits):
             raise PolicyError(
                 f"limiter {name!r}: give at least one Bucket, and nothing else; got {limits!r}"
             )
         self.name = name
-        self._operations = operations
         # One cost name reaches every limit; what else their rates say is for plans.
         charged = tuple(replace(limit, rates={name: 1}) for limit in limits)
         self._plan = Plan("limiter", includes=charged)
@@ -43,12 +45,24 @@ class LimiterCalls:
         segments = (subject,) if isinstance(subject, str) else subject
         return self._operations.keys.limiter(self.name, segments)
 
-    def decide(
-        self, verb: str, subject: Subject, amount: int, op: str | bool | None, wait: Seconds
+    def _parts(
+        self, subject: Subject, costs: Any, amount: int, join: str | None
+    ) -> tuple[Path, wire.Costs, Callable[[], Pinned]]:
+        return self._path(subject), wire.encode_costs(costs, amount), lambda: self._role
+
+    def flow(
+        self,
+        verb: str,
+        subject: Any,
+        costs: Any,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Seconds,
     ) -> Flow[Decision]:
-        return self._operations.decide(
-            verb, self._path(subject), wire.encode_costs(self.name, amount), op, wait, self._role
-        )
+        path = self._path(subject)
+        packed = wire.encode_costs(costs, amount)
+        return (yield from self._operations.decide(verb, path, packed, op, wait, self._role))
 
     def reset(self, subject: Subject) -> Flow[int]:
         yield from self._operations.store.prepare()
@@ -69,21 +83,22 @@ class Limiter:
         self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: Seconds = 0
     ) -> Decision:
         """Charges every limit, or none of them."""
-        flow = self._calls.decide("consume", subject, amount, op, wait)
-        return self._meter._call("consume", subject, flow)
+        return self._meter._charge(
+            self._calls, "consume", subject, self._calls.name, amount, op, None, wait
+        )
 
     def check(self, subject: Subject, amount: int = 1) -> Decision:
         """The answer `consume` would give now."""
-        return self._meter._call(
-            "check", subject, self._calls.decide("check", subject, amount, None, 0)
+        return self._meter._charge(
+            self._calls, "check", subject, self._calls.name, amount, None, None, 0
         )
 
     def refund(
         self, subject: Subject, amount: int = 1, *, op: str | bool | None = None
     ) -> Decision:
         """Gives back, never below zero."""
-        return self._meter._call(
-            "refund", subject, self._calls.decide("refund", subject, amount, op, 0)
+        return self._meter._charge(
+            self._calls, "refund", subject, self._calls.name, amount, op, None, 0
         )
 
     def reset(self, subject: Subject) -> None:
@@ -102,21 +117,22 @@ class AsyncLimiter:
         self, subject: Subject, amount: int = 1, *, op: str | bool | None = None, wait: Seconds = 0
     ) -> Pending[Decision]:
         """Charges every limit, or none of them."""
-        flow = self._calls.decide("consume", subject, amount, op, wait)
-        return self._meter._call("consume", subject, flow)
+        return self._meter._charge(
+            self._calls, "consume", subject, self._calls.name, amount, op, None, wait
+        )
 
     def check(self, subject: Subject, amount: int = 1) -> Pending[Decision]:
         """The answer `consume` would give now."""
-        return self._meter._call(
-            "check", subject, self._calls.decide("check", subject, amount, None, 0)
+        return self._meter._charge(
+            self._calls, "check", subject, self._calls.name, amount, None, None, 0
         )
 
     def refund(
         self, subject: Subject, amount: int = 1, *, op: str | bool | None = None
     ) -> Pending[Decision]:
         """Gives back, never below zero."""
-        return self._meter._call(
-            "refund", subject, self._calls.decide("refund", subject, amount, op, 0)
+        return self._meter._charge(
+            self._calls, "refund", subject, self._calls.name, amount, op, None, 0
         )
 
     async def reset(self, subject: Subject) -> None:

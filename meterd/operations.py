@@ -11,6 +11,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from meterd import wire
 from meterd.errors import (
@@ -26,9 +27,11 @@ from meterd.keys import Keyspace, Path, Subject
 from meterd.result import Code, Decision
 from meterd.roles import Joining, Moving, Pinned
 from meterd.scripts import READ_ONLY
-from meterd.session import HorizonNeeded, Session
+from meterd.session import NOTHING, HorizonNeeded, Session, outcome_unknown
+from meterd.shapes import Shape
 from meterd.store import Store
 from meterd.timespec import Seconds, seconds
+from meterd.transport import MaybeSent
 
 _ROUNDS = 12  # how often a script may ask for something before we believe that it never ends
 _HINTS = 8192
@@ -112,8 +115,14 @@ class Operations:
         op: str | bool | None,
         wait: Seconds,
         role: Joining | Pinned,
+        *,
+        given: Any = NOTHING,
+        deadline: float | None = None,
     ) -> Flow[Decision]:
-        """One charge, repeated after `retry_after` while that stays within `wait` seconds."""
+        """One charge, repeated after `retry_after` while that stays within `wait` seconds.
+
+        `given`: what came of its first request, which was sent already.
+        """
         op_id = None if op is None or op is False else new_op() if op is True else wire.check_op(op)
         keys: Sequence[bytes] = path.keys
         op_argument = b""
@@ -138,11 +147,12 @@ class Operations:
         waited_until = time.monotonic() + patience
         while True:
             try:
-                deadline = self.store.deadline()
+                if deadline is None:
+                    deadline = self.store.deadline()
                 if deadline is None:
                     deadline = yield from self.store.prepare()
                 reply = yield from self.settle(
-                    verb, path, keys, arguments, role, deadline=deadline, op=op_id
+                    verb, path, keys, arguments, role, deadline=deadline, op=op_id, given=given
                 )
             except Unavailable:
                 fallback = role.degraded(costs) if verb in ("consume", "check") else None
@@ -158,10 +168,22 @@ class Operations:
             if time.monotonic() + pause > waited_until:
                 break
             yield Sleep(pause)
+            deadline, given = None, NOTHING
         if verb == "report" and not decision.allowed:
             refusal = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
             raise refusal(f"report: nothing was recorded: {decision.code}", decision)
         return decision
+
+    def resume(self, shape: Shape, given: Any, deadline: float) -> Flow[Decision]:
+        """Goes on where a packed call has led to something else than a plain decision."""
+        if isinstance(given, MaybeSent) and shape.verb not in READ_ONLY:
+            raise outcome_unknown(shape.verb, None, given) from given
+        role = shape.role()
+        return (
+            yield from self.decide(
+                shape.verb, shape.path, shape.costs, None, 0, role, given=given, deadline=deadline
+            )
+        )
 
     # Asking until the script has what it needs ---------------------------------------------------
 
@@ -176,6 +198,7 @@ class Operations:
         deadline: float,
         op: str | None = None,
         harmless: bool = False,
+        given: Any = NOTHING,
     ) -> Flow[bytes]:
         """The reply of a script that is neither "need" nor "stale"."""
         hint_key = (path.keys[-1], role.hint)
@@ -197,8 +220,15 @@ class Operations:
                 needs.moves.clear()
                 needs.revision = role.revision
             try:
+                first_reply, given = given, NOTHING
                 reply = yield from self.session.call(
-                    entry, keys, arguments(needs), op=op, harmless=harmless, deadline=deadline
+                    entry,
+                    keys,
+                    arguments(needs),
+                    op=op,
+                    harmless=harmless,
+                    deadline=deadline,
+                    given=first_reply,
                 )
             except HorizonNeeded as beyond:
                 asked = True
@@ -277,6 +307,13 @@ class Operations:
         if found is None or role.hint is None or found[0] != self.store.catalog.revision:
             return Needs()
         return Needs(dict(found[1].policies), dict(found[1].moves), found[0])
+
+    def known_needs(self, path: Path, role: Joining | Pinned, *, writes: bool) -> bytes | None:
+        """What a call has to bring along, packed; None: it has to be made ready first."""
+        needs = self._hinted((path.keys[-1], role.hint), role)
+        if writes and not all(self.store.keeps_name(to) for _, to in needs.moves.values()):
+            return None
+        return needs.packed()
 
     def _remember(self, key: tuple[bytes, str | None], needs: Needs) -> None:
         if key[1] is None:

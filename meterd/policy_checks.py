@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Final, TypeVar
-from zoneinfo import ZoneInfo, available_timezones
 
 from meterd.errors import PolicyError
 from meterd.timespec import closest, refuse, shown
@@ -164,6 +163,8 @@ def _zone_exists(key: str) -> bool:
     if key in _NO_ZONES or key.startswith(("posix/", "right/")):
         return False
     try:
+        from zoneinfo import ZoneInfo  # slow to load, and many plans need none
+
         ZoneInfo(key)
     # Beside "not found" (a KeyError): a path that leaves the database or holds NUL (ValueError), a
     # directory or an over-long name (OSError).
@@ -174,6 +175,8 @@ def _zone_exists(key: str) -> bool:
 
 @cache
 def _zones() -> frozenset[str]:
+    from zoneinfo import available_timezones
+
     return frozenset(available_timezones() - _NO_ZONES)
 
 

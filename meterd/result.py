@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from meterd.errors import NoPlan, NotIncluded, RateLimited, Refused, UsageExceeded
-from meterd.keys import Subject
+from meterd.keys import Path, Subject
 
+_FROM_HEAD = frozenset(("code", "balance", "op", "replayed", "degraded"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -86,7 +87,7 @@ class Decision:
     asked.
     """
 
-    __slots__ = ("_limits", "allowed", "balance", "code", "degraded", "op", "replayed")
+    __slots__ = ("_limits", "_source", "allowed", "balance", "code", "degraded", "op", "replayed")
 
     allowed: bool
     code: Code
@@ -95,6 +96,8 @@ class Decision:
     replayed: bool
     degraded: bool
     _limits: tuple[LimitState, ...] | Callable[[], tuple[LimitState, ...]]
+    # How a plain answer's head and limits are decoded, and what from; then only `allowed` is set.
+    _source: tuple[Callable[[bytes, Path], Any], Callable[[bytes, Path], Any], bytes, Path]
 
     def __init__(
         self,
@@ -114,6 +117,26 @@ class Decision:
         put(self, "op", op)
         put(self, "replayed", replayed)
         put(self, "degraded", degraded)
+
+    if not TYPE_CHECKING:  # a type checker is to see what is not there
+
+        def __getattr__(self, name):
+            """Fills what was left in the reply: only a slot that is still empty comes here."""
+            put = object.__setattr__
+            if name == "_limits":
+                _, limits_of, reply, path = self._source
+                put(self, "_limits", limits_of(reply, path))
+            elif name in _FROM_HEAD:
+                head_of, _, reply, path = self._source
+                code, balance = head_of(reply, path)
+                put(self, "code", code)
+                put(self, "balance", balance)
+                put(self, "op", None)
+                put(self, "replayed", False)
+                put(self, "degraded", False)
+            else:
+                raise AttributeError(f"a Decision has no attribute {name!r}")
+            return getattr(self, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Decision cannot be changed (tried to set {name!r})")

@@ -25,6 +25,7 @@ from meterd.scripts import READ_ONLY, Scripts
 from meterd.transport import MaybeSent, Node, NotSent, Request
 from meterd.wire import command, script_call
 
+NOTHING: Any = object()
 _REPAIRS = 8  # a server that loses its scripts faster than this is not usable
 
 
@@ -59,7 +60,7 @@ def _pause(losses: int) -> float:
     return min(0.0005 * (1 << min(losses, 6)), 0.02)
 
 
-def _unknown(entry: str, op: str | None, error: Exception) -> OutcomeUnknown:
+def outcome_unknown(entry: str, op: str | None, error: Exception) -> OutcomeUnknown:
     advice = (
         f"repeat it with op={op!r}"
         if op
@@ -85,8 +86,11 @@ class Session:
         op: str | None = None,
         harmless: bool = False,
         deadline: float | None = None,
+        given: Any = NOTHING,
     ) -> Flow[Any]:
         """The reply of one script. `harmless`: running it twice changes nothing more.
+
+        `given`: what came of the first attempt, an FCALL that was made already.
 
         Raises `Unavailable`, `OutcomeUnknown`, `PolicyError`, `ScriptError`, `HorizonNeeded`.
         """
@@ -98,12 +102,18 @@ class Session:
         whole = False  # send the script's text instead of its digest
         while True:
             functions = self.functions  # other calls may find out while this one waits
-            packed = self._pack(entry, keys, args, functions, whole)
-            left = deadline - time.monotonic()
             try:
-                # Where repeating is safe, half of what is left is kept for another try.
-                patience = left / 2 if repeatable and left > 0.02 else left
-                reply = yield Send(Request(packed, keys[0]), max(patience, 0.001))
+                if given is NOTHING:
+                    packed = self._pack(entry, keys, args, functions, whole)
+                    left = deadline - time.monotonic()
+                    # Where repeating is safe, half of what is left is kept for another try.
+                    patience = left / 2 if repeatable and left > 0.02 else left
+                    reply = yield Send(Request(packed, keys[0]), max(patience, 0.001))
+                else:
+                    functions = True
+                    reply, given = given, NOTHING
+                    if isinstance(reply, (NotSent, MaybeSent)):
+                        raise reply
             except (NotSent, MaybeSent) as error:
                 lost = losses > 0 or isinstance(error, MaybeSent)
                 if not lost:
@@ -114,7 +124,7 @@ class Session:
                     continue
                 if reads:
                     raise Unavailable(f"{entry}: no answer in time: {error}") from error
-                raise _unknown(entry, op, error) from error
+                raise outcome_unknown(entry, op, error) from error
             if not isinstance(reply, ResponseError):
                 return reply
             repairs += 1
@@ -126,8 +136,13 @@ class Session:
             except Unavailable as error:
                 if losses and not reads:
                     # This attempt did not run; the one whose answer was lost may have.
-                    raise _unknown(entry, op, error) from error
+                    raise outcome_unknown(entry, op, error) from error
                 raise
+
+    def function(self, entry: str) -> tuple[bytes, bytes]:
+        """How a call of an entry begins on a server with functions."""
+        verb = b"FCALL_RO" if entry in READ_ONLY else b"FCALL"
+        return verb, self.scripts.function_name(entry).encode()
 
     def _pack(
         self,
@@ -138,8 +153,7 @@ class Session:
         whole: bool,
     ) -> bytes:
         if functions:
-            verb = b"FCALL_RO" if entry in READ_ONLY else b"FCALL"
-            return script_call((verb, self.scripts.function_name(entry).encode()), keys, args)
+            return script_call(self.function(entry), keys, args)
         program = self.scripts.script(entry)
         if whole:
             return script_call((b"EVAL", program.text.encode()), keys, args)

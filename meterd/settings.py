@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meterd.catalog import load_settings
+from meterd.catalog_toml import load_settings
 from meterd.errors import PolicyError
 from meterd.timespec import refuse
 

@@ -80,14 +80,14 @@ class Store:
         self._clock = b"manual" if manual else b"server"
         self._accept_eviction = accept_eviction
         self.ready = False
-        self._looked = 0.0
+        self.looked = 0.0
         self._horizon = horizon_for(0)
         self._policies: dict[bytes, Policy] = {}
         self._definitions: dict[bytes, Plan] = {}
         self._stored: set[bytes] = set()
         self.guarded: set[str] = set()  # cost names that private plans keep from failing open
         self._compiled: dict[tuple[Any, ...], Policy] = {}
-        self._firsts: dict[str | None, Sight] = {}
+        self.first_sights: dict[str | None, Sight] = {}
         if self.own_plans is not None:
             validate_catalog(self.own_plans)
 
@@ -96,7 +96,7 @@ class Store:
     def deadline(self) -> float | None:
         """A call's deadline, if it may begin; None: the store has to be prepared."""
         now = time.monotonic()
-        if not self.ready or now - self._looked > REFRESH_SECONDS:
+        if not self.ready or now - self.looked > REFRESH_SECONDS:
             return None
         return now + self.session.timeout
 
@@ -107,8 +107,8 @@ class Store:
         catalog may be out of reach while the subject is not.
         """
         now = time.monotonic()
-        if self.ready and now - self._looked > REFRESH_SECONDS:
-            self._looked = now  # the others go on meanwhile
+        if self.ready and now - self.looked > REFRESH_SECONDS:
+            self.looked = now  # the others go on meanwhile
             with contextlib.suppress(Unavailable):  # the call itself will say so
                 yield from self.refresh(self.session.timeout / 4)
                 yield from self._learn_guarded(self.session.timeout / 4)
@@ -183,19 +183,19 @@ class Store:
         If another call has brought a catalog meanwhile, this answer may be older than that one:
         then only a higher revision counts.
         """
-        self._looked = time.monotonic()
+        self.looked = time.monotonic()
         late = self.catalog is not known
         if raw is None:
             if not late and known.revision > 0:
                 # The store was emptied under us: open it anew at the next call.
                 self.catalog, self.ready = Catalog(), False
                 self._stored.clear()
-                self._firsts = {}
+                self.first_sights = {}
         elif raw != self.catalog.raw:
             found = Catalog.from_bytes(raw)
             if not late or found.revision > self.catalog.revision:
                 self.catalog = found
-                self._firsts = {}
+                self.first_sights = {}
 
     def listed(self, *, retired: bool) -> Flow[dict[str, Plan]]:
         """The plans of the catalog as it is now."""
@@ -298,7 +298,7 @@ class Store:
     def extend_horizon(self, needed_ms: int) -> None:
         """From now on, zones are written out beyond that instant."""
         self._horizon = max(self._horizon, horizon_for(needed_ms))
-        self._firsts = {}
+        self.first_sights = {}
 
     def compile(self, plans: Iterable[Plan]) -> Policy:
         """The policy of a set of plans, at the current horizon."""
@@ -318,6 +318,9 @@ class Store:
     def keeps(self, policy: Policy) -> bool:
         """Whether the store is known to have a policy."""
         return policy.name in self._stored
+
+    def keeps_name(self, name: bytes) -> bool:
+        return name in self._stored
 
     def keep(self, policy: Policy) -> Flow[None]:
         """Stores a policy and its plans' definitions, before any record can name it."""
@@ -387,7 +390,7 @@ class Store:
 
     def sight(self, join: str | None) -> Sight:
         """What a root joins at first sight."""
-        known = self._firsts  # before the catalog: a new one comes first, then an empty memory
+        known = self.first_sights  # before the catalog: a new one comes first, then an empty memory
         found = known.get(join)
         if found is None:
             catalog = self.catalog

@@ -7,7 +7,6 @@ used. Every `field` argument is the text that an error starts with.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -49,6 +48,8 @@ def closest(given: object, allowed: Iterable[str]) -> str:
     if not isinstance(given, str) or len(given) > 100:
         return ""
     by_lower = {name.lower(): name for name in sorted(allowed, reverse=True)}
+    import difflib
+
     near = difflib.get_close_matches(given.lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 

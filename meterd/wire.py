@@ -19,7 +19,7 @@ from hiredis import pack_command
 from meterd import policy_checks as checks
 from meterd.errors import PolicyError, ScriptError
 from meterd.keys import Path
-from meterd.result import Code, LimitState
+from meterd.result import Code, Decision, LimitState
 from meterd.timespec import shown
 
 MAX_AMOUNT = 10**15
@@ -35,6 +35,7 @@ _CODES = (
     Code.RATE_LIMITED,
 )
 _HEAD = struct.Struct("<BBBBdd")
+HEAD_BYTES = _HEAD.size
 _SECTION = struct.Struct("<BBH")
 _KINDS = {"p": "pool", "f": "bucket", "s": "bucket", "t": "bucket", "g": "flag"}
 _ONE = struct.pack("<d", 1)
@@ -197,6 +198,28 @@ def decode_answer(reply: bytes, path: Path) -> Answer:
         raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
 
 
+_new_decision = Decision.__new__
+_put_allowed = vars(Decision)["allowed"].__set__
+_put_source = vars(Decision)["_source"].__set__
+
+
+def decided(reply: bytes, path: Path, allowed: bool) -> Decision:
+    """A status 0 reply, known to be whole, as a `Decision` that decodes the rest when asked."""
+    decision = _new_decision(Decision)
+    _put_allowed(decision, allowed)
+    _put_source(decision, (_head_of, _limits_of, reply, path))
+    return decision
+
+
+def _head_of(reply: bytes, path: Path) -> tuple[Code, int | None]:
+    _, code, _, _, _, balance = _HEAD.unpack_from(reply)
+    return _CODES[code], _number(balance)
+
+
+def _limits_of(reply: bytes, path: Path) -> tuple[LimitState, ...]:
+    return _limits(reply, HEAD_BYTES, reply[3], path, int(_HEAD.unpack_from(reply)[4]))[0]
+
+
 def _limits(
     reply: bytes, at: int, sections: int, path: Path, now_ms: int
 ) -> tuple[tuple[LimitState, ...], int]:
@@ -264,6 +287,21 @@ def command(*parts: bytes) -> bytes:
 def script_call(head: Sequence[bytes], keys: Sequence[bytes], args: Sequence[bytes]) -> bytes:
     """FCALL name or EVALSHA digest, with its keys and arguments, packed."""
     return _pack((*head, b"%d" % len(keys), *keys, *args))
+
+
+def bulk(part: bytes) -> bytes:
+    """One argument inside a packed command."""
+    return b"$%d\r\n%b\r\n" % (len(part), part)
+
+
+def around_now(
+    head: Sequence[bytes], keys: Sequence[bytes], rest: Sequence[bytes]
+) -> tuple[bytes, bytes]:
+    """A script's packed call but for its first argument, which stands between the two."""
+    parts = (*head, b"%d" % len(keys), *keys)
+    before = b"".join([bulk(part) for part in parts])
+    tail = b"".join([bulk(part) for part in rest])
+    return b"*%d\r\n" % (len(parts) + 1 + len(rest)) + before, tail
 
 
 def _pack(parts: tuple[bytes, ...]) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, assert_type
 import meterd
 from meterd import (
     AsyncMeter,
+    BatchError,
     Bucket,
     CatalogMismatch,
     Code,
@@ -18,6 +19,7 @@ from meterd import (
     Flag,
     LimitState,
     Meter,
+    MeterdError,
     OutcomeUnknown,
     Plan,
     Pool,
@@ -113,6 +115,19 @@ def sync() -> None:
         assert_type(meter.meta("acme"), dict[str, Any])
         assert_type(meter.forget("acme"), int)
         assert_type(meter.subjects("acme"), Iterator[Subject])
+        items = [("a", "tokens"), (("a", "b/c"), {"tokens": 5}), ("a", "tokens", 3)]
+        assert_type(meter.consume_many(items), list[Decision])
+        assert_type(meter.consume_many([{"subject": "a", "costs": "x", "op": "1"}]), list[Decision])
+        outcomes = meter.consume_many(items, return_exceptions=True)
+        assert_type(outcomes, list[Decision | MeterdError])
+        with meter.pipeline() as pipeline:
+            queued = pipeline.consume("acme", "tokens", 5, op=True, join="free")
+            pipeline.check("acme", "tokens", join="free")
+            pipeline.report("acme", {"tokens": 1})
+            pipeline.refund("acme", "tokens", op="x")
+        decisions(queued.result())
+        assert_type(queued.done, bool)
+        meter.pipeline(raise_on_error=False).execute(raise_on_error=True)
         login = meter.limiter("login", Bucket("ip", 5, "1m"), Bucket("day", 50, "1d"))
         decisions(login.consume("1.2.3.4", 2, op="x", wait=1))
         decisions(login.check("1.2.3.4"))
@@ -142,6 +157,13 @@ async def awaited() -> None:
         found: AsyncIterator[Subject] = meter.subjects()
         async for subject in found:
             assert_type(subject, Subject)
+        assert_type(await meter.consume_many([("acme", "tokens")]), list[Decision])
+        many = await meter.consume_many([("acme", "tokens")], return_exceptions=True)
+        assert_type(many, list[Decision | MeterdError])
+        async with meter.pipeline() as pipeline:
+            queued = pipeline.consume("acme", "tokens", 5, op=True)
+        decisions(queued.result())
+        await pipeline.execute(raise_on_error=False)
         login = meter.limiter("login", Bucket("ip", 5, "1m"))
         decisions(await login.consume("1.2.3.4"))
         decisions(await login.check("1.2.3.4"))
@@ -163,6 +185,8 @@ def mistakes(meter: Meter, later: AsyncMeter) -> None:
     list(later.consume("acme", "tokens"))  # type: ignore[call-overload]
     print(later.consume("acme", "tokens").allowed)  # type: ignore[attr-defined]
     print(later.usage("acme")["credits"])  # type: ignore[index]
+    meter.pipeline().consume("acme", "tokens", wait=1)  # type: ignore[call-arg]
+    print(meter.pipeline().check("acme", "tokens").allowed)  # type: ignore[attr-defined]
 
 
 def embedded_and_fake() -> None:
@@ -183,5 +207,8 @@ def errors(meter: Meter) -> None:
         decisions(error.decision)
     except OutcomeUnknown as error:
         assert_type(error.op, str | None)
+    except BatchError as error:
+        assert_type(error.results, list[Decision | MeterdError])
+        assert_type(error.errors, dict[int, MeterdError])
     except CatalogMismatch as error:
         print(error.diff)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from meterd.catalog import load_plans, plan_to_dict
+from meterd.catalog import plan_to_dict
+from meterd.catalog_toml import load_plans
 from meterd.cli.base import State, bad_usage, verb
 from meterd.cli.params import SUBJECT, InstantType, Subject, path_text
 from meterd.cli.view import diff_text, plans_text

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from meterd.catalog import load_plans
+from meterd.catalog_toml import load_plans
 from meterd.cli.base import State, note, verb
 from meterd.client import Meter
 from meterd.replay import (

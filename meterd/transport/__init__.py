@@ -1,6 +1,7 @@
 """Transports carry packed commands to Redis or Valkey, and say what became of them."""
 
-from meterd.transport.aio import open_async_transport
+from typing import Any
+
 from meterd.transport.base import (
     AsyncTransport,
     MaybeSent,
@@ -13,6 +14,18 @@ from meterd.transport.base import (
 )
 from meterd.transport.sync import open_transport
 from meterd.transport.url import Endpoint, parse_url, redact
+
+
+def open_async_transport(
+    url: str | None, *, timeout: float, max_connections: int, client: Any = None
+) -> AsyncTransport:
+    """See `meterd.transport.aio`, which is loaded when it is first needed."""
+    from meterd.transport import aio
+
+    return aio.open_async_transport(
+        url, timeout=timeout, max_connections=max_connections, client=client
+    )
+
 
 __all__ = [
     "AsyncTransport",

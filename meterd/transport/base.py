@@ -8,6 +8,7 @@ safe), or `MaybeSent` (executed once or not at all, nobody can tell). There is n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from hiredis import pack_command
@@ -70,6 +71,12 @@ class SyncTransport(Protocol):
 
     def send(self, request: Request, timeout: float) -> Any:
         """Route, follow redirects, return the raw reply; raises `NotSent` or `MaybeSent`."""
+
+    def send_many(self, requests: Sequence[Request], timeout: float) -> list[Any]:
+        """As `send` for each, all at once: one write to each node, in order.
+
+        A request that ends in `NotSent` or `MaybeSent` has that in the place of its reply.
+        """
 
     def nodes(self) -> list[Node]:
         """Every primary known (one unless a cluster), those met in redirects included.

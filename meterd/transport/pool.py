@@ -8,10 +8,10 @@ back.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from os import getpid
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, TypeAlias
@@ -44,13 +44,23 @@ class Pool:
         self._lock = threading.Lock()
         self._waiting: deque[SimpleQueue[tuple[Link | None, _Idle]]] = deque()
         self._idle: _Idle = deque([None] * self._size)
-        self._pid = os.getpid()
+        self._pid = getpid()
 
     def call(self, packed: bytes, replies: int, deadline: float) -> Any:
         """Write and read on one connection; raises `NotSent` or `MaybeSent`."""
         if monotonic() >= deadline:
             raise NotSent(f"no time left to call {self._where}")
-        link = self._checkout(deadline)
+        idle = self._idle
+        try:
+            link = idle.pop()
+        except IndexError:
+            link = self._checkout(deadline)
+        else:
+            if getpid() != self._pid:
+                link = self._checkout(deadline)  # which lets go of all that is the parent's
+            elif link is None or link.stale(0):
+                self._give_back(idle, link)
+                link = self._checkout(deadline)
         spare = 2
         while True:
             try:
@@ -66,15 +76,44 @@ class Pool:
                 # Whatever it was, an interrupt included: the reply may still come, for nobody.
                 self._discard(link)
                 raise
-            if isinstance(reply, Exception) and spoils(reply):
+            if (
+                reply.__class__ is not bytes and isinstance(reply, Exception) and spoils(reply)
+            ) or link.unsettled():
                 self._discard(link)
             else:
-                self._release(link)
+                self._give_back(link.home, link)
             return reply
+
+    def call_each(self, packed: bytes, replies: int, deadline: float) -> list[Any]:
+        """As `call`, but a lost reply is a `MaybeSent` among the others, which are kept."""
+        if monotonic() >= deadline:
+            raise NotSent(f"no time left to call {self._where}")
+        spare = 2
+        while True:
+            link = self._checkout(deadline)
+            try:
+                answers = link.exchange_each(packed, replies, deadline)
+            except Unwritten:
+                self._discard(link)
+                if not spare or monotonic() >= deadline:
+                    raise
+                spare -= 1
+                continue
+            except BaseException:
+                self._discard(link)
+                raise
+            if link.unsettled() or any(
+                isinstance(one, MaybeSent) or (isinstance(one, Exception) and spoils(one))
+                for one in answers
+            ):
+                self._discard(link)
+            else:
+                self._give_back(link.home, link)
+            return answers
 
     def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             self._renew()
             return
         with self._lock:
@@ -86,7 +125,7 @@ class Pool:
                 link.close()
 
     def _checkout(self, deadline: float) -> Link:
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             # The parent's links are let go, not shut down: both processes share the sockets.
             self._renew()
         while True:
@@ -97,7 +136,7 @@ class Pool:
                 link, idle = self._queue_up(deadline)
             if link is None:
                 return self._connect(idle, deadline)
-            if link.fresh():
+            if not link.stale(0):
                 return link
             # Closed by the server, or holding a reply that nobody waited for.
             self._discard(link)
@@ -149,16 +188,6 @@ class Pool:
                 link, idle = place.get()
                 self._give_back(idle, link)
             raise
-
-    def _release(self, link: Link) -> None:
-        idle = self._idle
-        if link.home is idle and link.settled():
-            idle.append(link)
-            if self._waiting:
-                with self._lock:
-                    self._serve()
-        else:
-            self._discard(link)
 
     def _discard(self, link: Link) -> None:
         link.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import Any
 
@@ -21,6 +23,7 @@ from meterd.transport.base import (
 from meterd.transport.dial import Dialer, dialer, injected
 from meterd.transport.link import Link
 from meterd.transport.pool import Pool
+from meterd.transport.replies import Verdict, judge_all
 from meterd.transport.routing import (
     ROLE,
     Cluster,
@@ -32,6 +35,7 @@ from meterd.transport.routing import (
 )
 from meterd.transport.url import Endpoint, parse_url
 
+_ENOUGH = 0.02  # seconds without which nothing is begun anew
 PING = Request(pack("PING"), None)
 
 
@@ -45,6 +49,9 @@ class _Base:
         self._timeout = timeout
 
     def send(self, request: Request, timeout: float) -> Any:
+        raise NotImplementedError
+
+    def send_many(self, requests: Sequence[Request], timeout: float) -> list[Any]:
         raise NotImplementedError
 
     def open(self) -> None:
@@ -93,6 +100,16 @@ class Standalone(_Base):
             return reply
         return settle(reply, replies, self._node)
 
+    def send_many(self, requests: Sequence[Request], timeout: float) -> list[Any]:
+        answers = together(self._pool, requests, monotonic() + timeout)
+        for at, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            if answer.__class__ is not bytes and not isinstance(answer, (NotSent, MaybeSent)):
+                try:
+                    settle(answer, request.replies, self._node)
+                except NotSent as error:
+                    answers[at] = error
+        return answers
+
     def nodes(self) -> list[Node]:
         return [self._node]
 
@@ -101,6 +118,25 @@ class Standalone(_Base):
 
     def close(self) -> None:
         self._pool.close()
+
+
+def together(pool: Pool, requests: Sequence[Request], deadline: float) -> list[Any]:
+    """What came of each request, all written at once; `NotSent` and `MaybeSent` as values."""
+    packed = b"".join([request.packed for request in requests])
+    try:
+        replies = pool.call_each(packed, sum([request.replies for request in requests]), deadline)
+    except (NotSent, MaybeSent) as error:
+        return [type(error)(*error.args) for _ in requests]
+    if len(replies) == len(requests):
+        return replies
+    answers: list[Any] = []
+    at = 0
+    for request in requests:
+        own = replies[at : at + request.replies]
+        at += request.replies
+        lost = [one for one in own if isinstance(one, MaybeSent)]
+        answers.append(lost[0] if lost else own[0] if request.replies == 1 else own)
+    return answers
 
 
 class _Routed(_Base):
@@ -117,6 +153,60 @@ class _Routed(_Base):
         return self._exchange(
             Exchange(node, request.packed, request.replies), monotonic() + timeout
         )
+
+    def send_many(self, requests: Sequence[Request], timeout: float) -> list[Any]:
+        deadline = monotonic() + timeout
+        self._look_around(deadline)
+        answers: list[Any] = [None] * len(requests)
+        places: dict[Node | None, list[int]] = {}
+        for at, request in enumerate(requests):
+            places.setdefault(self._nearest(request), []).append(at)
+        for node, members in places.items():
+            found: list[Any] = [NotSent("nobody knows where to")] * len(members)
+            if node is not None:
+                pool = self._pools.get(node) or self._pool(Exchange(node, b""))
+                found = together(pool, [requests[at] for at in members], deadline)
+            for at, answer in zip(members, found, strict=True):
+                if isinstance(answer, MaybeSent):
+                    self._doubt(node)
+                    answers[at] = answer
+                elif isinstance(answer, NotSent) or not self._served(answer, requests[at]):
+                    # The others need not wait for it: it goes its own way, redirects and all.
+                    answers[at] = self._alone(requests[at], answer, deadline)
+                else:
+                    answers[at] = answer
+        return answers
+
+    def _alone(self, request: Request, answer: Any, deadline: float) -> Any:
+        left = deadline - monotonic()
+        if left < _ENOUGH:
+            if isinstance(answer, NotSent):
+                return answer
+            return NotSent(f"no time left to ask elsewhere: {answer}")
+        try:
+            return self.send(request, left)
+        except (NotSent, MaybeSent) as error:
+            return error
+
+    def _served(self, answer: Any, request: Request) -> bool:
+        verdict, _ = judge_all(answer, request.replies)
+        return verdict is Verdict.REPLY
+
+    def _look_around(self, deadline: float) -> None:
+        """Find out where requests go, if that is not known; whoever needs to know will say so."""
+        with contextlib.suppress(NotSent, MaybeSent):
+            self._discover(deadline)
+
+    def _discover(self, deadline: float) -> None:
+        raise NotImplementedError
+
+    def _nearest(self, request: Request) -> Node | None:
+        """Where `send` would write first, if that is known."""
+        raise NotImplementedError
+
+    def _doubt(self, node: Node | None) -> None:
+        """A reply of `node` was lost: see who serves next time."""
+        raise NotImplementedError
 
     def close(self) -> None:
         for pool in list(self._pools.values()):
@@ -173,6 +263,17 @@ class Sentinel(_Routed):
         deadline = monotonic() + self._timeout
         return [self._run(self._sentinels.discover(deadline), deadline)]
 
+    def _discover(self, deadline: float) -> None:
+        if self._sentinels.primary is None:
+            self._run(self._sentinels.discover(deadline), deadline)
+
+    def _nearest(self, request: Request) -> Node | None:
+        return self._sentinels.primary
+
+    def _doubt(self, node: Node | None) -> None:
+        if self._sentinels.primary == node:
+            self._sentinels.primary = None
+
     def _new_pool(self, step: Exchange) -> Pool:
         if step.sentinel:
             return Pool(self._sentinel_dial, step.node, self._size)
@@ -205,6 +306,16 @@ class ClusterTransport(_Routed):
             deadline = monotonic() + self._timeout
             self._run(self._cluster.refresh(deadline), deadline)
         return self._cluster.nodes()
+
+    def _discover(self, deadline: float) -> None:
+        if self._cluster.stale:
+            self._run(self._cluster.refresh(deadline), deadline)
+
+    def _nearest(self, request: Request) -> Node | None:
+        return self._cluster.owner(request.key)
+
+    def _doubt(self, node: Node | None) -> None:
+        self._cluster.stale = True
 
     def _forget_strangers(self) -> None:
         """Close the pools of nodes that have left the map."""

@@ -106,12 +106,21 @@ def requests_of(meter: AnyMeter) -> list[bytes]:
 
         transport.send = send
     else:
+        begin = transport.start
+
+        def start(request: Any, timeout: float) -> Any:
+            sent.append(request.packed)
+            transport.send = original  # which a start may turn to
+            try:
+                return begin(request, timeout)
+            finally:
+                transport.send = send_async
 
         async def send_async(request: Any, timeout: float) -> Any:
             sent.append(request.packed)
             return await original(request, timeout)
 
-        transport.send = send_async
+        transport.send, transport.start = send_async, start
     return sent
 
 
@@ -121,4 +130,4 @@ def pool_plan(limit: int, name: str = "base", **more: Any) -> Plan:
 
 def look_again(meter: AnyMeter) -> None:
     """As if the seconds had passed after which a process looks at the catalog."""
-    meter.raw._store._looked = float("-inf")
+    meter.raw._store.looked = float("-inf")

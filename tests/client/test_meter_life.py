@@ -16,6 +16,7 @@ import redis
 import redis.asyncio
 
 from meterd import AsyncMeter, Bucket, Meter, PolicyError, Unavailable
+from meterd.pipeline import AsyncPipeline, Pipeline
 from tests.client.meter_tools import PLANS, Make, fresh_prefix, requests_of
 from tests.support.servers import Server
 
@@ -45,6 +46,16 @@ def test_both_meters_have_the_same_verbs_and_signatures() -> None:
             assert parameters(mine) == parameters(other), name
             assert mine.__doc__, name
             assert other.__doc__, name
+
+
+def test_both_pipelines_have_the_same_verbs_and_signatures() -> None:
+    assert public(Pipeline).keys() == public(AsyncPipeline).keys()
+    for name in public(Pipeline):
+        mine = parameters(getattr(Pipeline, name))
+        assert mine == parameters(getattr(AsyncPipeline, name)), name
+        if name != "execute":  # they are those of a meter, but for what a batch cannot do
+            alone = parameters(getattr(Meter, name))
+            assert mine == [row for row in alone if row[0] != "wait"], name
 
 
 def test_both_limiters_have_the_same_verbs_and_signatures(server: Server) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from meterd.catalog import load_settings, load_toml
+from meterd.catalog_toml import load_settings, load_toml
 from meterd.cli import main
 from tests.support.servers import Server, start
 

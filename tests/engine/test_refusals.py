@@ -193,7 +193,7 @@ def test_check_and_usage_send_no_write(
     for round_ in range(3):
         if round_ == 1:
             first.apply([Plan("pro", includes=[Pool("credits", 70, "day")])])
-            looking._store._looked = 0.0  # time to look at the catalog again
+            looking._store.looked = 0.0  # time to look at the catalog again
         if round_ == 2:
             clock.advance(days=365 * 30)
         before, changes = (
@@ -224,7 +224,7 @@ def test_what_a_check_has_learned_is_stored_when_it_is_used(
         assert looking.check("acme", "credits", join=join)
         assert looking.check("new", "credits", join=join)
     first.apply([Plan("free", includes=[Pool("credits", 70, "day")], default=True)])
-    looking._store._looked = 0.0
+    looking._store.looked = 0.0
     assert looking.check("acme", "credits", join="more")
     assert looking.consume("acme", "credits", join="more")
     assert looking.consume("new", "credits", join="pro")

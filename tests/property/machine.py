@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from meterd import Bucket, Flag, Meter, Plan, Pool, errors
@@ -263,6 +264,15 @@ class Machine:
             self.apply()
 
     def charge(self, subject: Any, now: int) -> None:
+        verb, subject, costs, amount, options = self.drawn(subject)
+        self.both(
+            f"{verb} {subject} {costs} {amount} {options}",
+            lambda: getattr(self.oracle, verb)(subject, costs, amount, now_ms=now, **options),
+            lambda: getattr(self.meter, verb)(subject, costs, amount, **options),
+        )
+
+    def drawn(self, subject: Any) -> tuple[str, Any, Any, int, dict[str, Any]]:
+        """A call of a verb that charges."""
         rng = self.rng
         verb = rng.choice(("consume", "consume", "consume", "consume", "check", "report", "refund"))
         costs = self.costs()
@@ -274,11 +284,7 @@ class Machine:
             options["join"] = rng.choice(("free", "pro", "more"))
         if verb != "check" and rng.random() < 0.2:
             options["op"] = f"op{rng.randint(1, 12)}"
-        self.both(
-            f"{verb} {subject} {costs} {amount} {options}",
-            lambda: getattr(self.oracle, verb)(subject, costs, amount, now_ms=now, **options),
-            lambda: getattr(self.meter, verb)(subject, costs, amount, **options),
-        )
+        return verb, subject, costs, amount, options
 
     def subscribe(self, subject: Any, now: int) -> None:
         rng = self.rng
@@ -356,6 +362,25 @@ class Machine:
             lambda: self.oracle.apply(plans),
             lambda: self.meter.apply(plans),
         )
+
+
+class Batches(Machine):
+    """The same, but the verbs that charge come several at once, one subject for each root."""
+
+    def charge(self, subject: Any, now: int) -> None:
+        rng = self.rng
+        others = [other for other in SUBJECTS if path_of(other)[0] != path_of(subject)[0]]
+        among = (subject, subject, rng.choice(others))
+        pipeline = self.meter.raw.pipeline(raise_on_error=False)
+        calls = [self.drawn(rng.choice(among)) for _ in range(rng.randint(1, 6))]
+        queued = [
+            getattr(pipeline, verb)(whom, costs, amount, **options)
+            for verb, whom, costs, amount, options in calls
+        ]
+        self.meter._settled(pipeline.execute())
+        for (verb, whom, costs, amount, options), one in zip(calls, queued, strict=True):
+            model = partial(getattr(self.oracle, verb), whom, costs, amount, now_ms=now, **options)
+            self.both(f"batched {verb} {whom} {costs} {amount} {options}", model, one.result)
 
 
 def instant(ms: int) -> Any:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meterd import Meter, Plan
+from meterd import Plan
 from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
-from tests.property.machine import Machine
+from tests.client.meter_tools import AnyMeter, build
+from tests.property.machine import Batches, Machine
 from tests.support.servers import Server, available, start
 
-Make = Callable[[Any, list[Plan]], Meter]
 MATRIX = ("valkey-9.1", "valkey-8.1", "redis-8.2", "redis-7.0", "redis-6.2")
 
 
@@ -28,22 +29,34 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-def run(rng: random.Random, steps: int, url: str) -> int:
+WAYS: dict[str, tuple[type[Machine], bool]] = {
+    "sync": (Machine, False),
+    "async": (Machine, True),
+    "batches": (Batches, False),
+    "async batches": (Batches, True),
+}
+
+
+def run(rng: random.Random, steps: int, url: str, way: str = "sync") -> int:
     """One machine on one store of its own. Returns how many operations it compared."""
     prefix = f"machine-{uuid.uuid4().hex[:8]}"
-    made: list[Meter] = []
+    kind, asynchronous = WAYS[way]
+    made: list[AnyMeter] = []
+    runner = asyncio.Runner() if asynchronous else None
 
-    def make(clock: Any, plans: list[Plan]) -> Meter:
-        made.append(Meter(url, prefix=prefix, clock=clock, plans=plans, timeout=10))
+    def make(clock: Any, plans: list[Plan]) -> AnyMeter:
+        made.append(build(runner, url, prefix=prefix, clock=clock, plans=plans, timeout=10))
         return made[0]
 
     try:
-        machine = Machine(rng, make)
+        machine = kind(rng, make)
         for _ in range(steps):
             machine.step()
     finally:
         for meter in made:
             meter.close()
+        if runner is not None:
+            runner.close()
         remove_prefix(url, prefix)
     return steps
 
@@ -53,14 +66,15 @@ def run(rng: random.Random, steps: int, url: str) -> int:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(st.randoms(use_true_random=False))
-def test_hypothesis_drives_engine_and_oracle(url: str, rng: random.Random) -> None:
-    run(rng, 40, url)
+@given(rng=st.randoms(use_true_random=False), way=st.sampled_from(sorted(WAYS)))
+def test_hypothesis_drives_engine_and_oracle(url: str, rng: random.Random, way: str) -> None:
+    run(rng, 40, url, way)
 
 
-def test_many_seeds(url: str) -> None:
-    for seed in range(40):
-        run(random.Random(f"seed {seed}"), 150, url)
+@pytest.mark.parametrize("way", WAYS)
+def test_many_seeds(url: str, way: str) -> None:
+    for seed in range(40 if way == "sync" else 20):
+        run(random.Random(f"seed {seed}"), 150, url, way)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -94,5 +108,5 @@ def test_a_million_operations(url: str) -> None:
     total = int(os.environ.get("METERD_LONG_OPERATIONS", "1000000"))
     done, seed = 0, int(os.environ.get("METERD_LONG_SEED", "0"))
     while done < total:
-        done += run(random.Random(f"long {seed}"), 250, url)
+        done += run(random.Random(f"long {seed}"), 250, url, list(WAYS)[seed % len(WAYS)])
         seed += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meterd.catalog import (
+from meterd.catalog_toml import (
     load_plans,
     load_settings,
     load_toml,
