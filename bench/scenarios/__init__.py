@@ -1,0 +1,29 @@
+"""What is measured. Importing this enters every scenario, in the order of the report."""
+
+from . import (  # noqa: I001  # the order of the report
+    server_time,
+    decision,
+    storage,
+    sync,
+    asynchronous,
+    open_loop,
+    subjects,
+    refusals,
+    local,
+    cluster,
+    imports,
+)
+
+__all__ = [
+    "asynchronous",
+    "cluster",
+    "decision",
+    "imports",
+    "local",
+    "open_loop",
+    "refusals",
+    "server_time",
+    "storage",
+    "subjects",
+    "sync",
+]
