@@ -27,8 +27,10 @@ def run(effort: Effort, only: Sequence[str] = (), binary: str | None = None) -> 
     with Lab(effort, binary) as lab:
         chosen = scenario.chosen(only)
         for number, each in enumerate(chosen, 1):
-            click.echo(f"[{number}/{len(chosen)}] {each.name}: {each.about}", err=True)
+            before = time.monotonic()
+            click.echo(f"[{number}/{len(chosen)}] {each.name}: {each.about}", err=True, nl=False)
             findings += each.run(lab)
+            click.echo(f" ({time.monotonic() - before:.0f} s)", err=True)
         found = about(lab.server, effort.name, time.monotonic() - started)
     return Report(found, judged(findings), [Section.of(finding) for finding in findings])
 

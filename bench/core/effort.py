@@ -58,17 +58,17 @@ QUICK = Effort(
     subjects=1000,
     growth_rounds=30,
     growth_sizes=(1_000, 100_000, 1_000_000),
-    blocks=4,
-    block_s=0.15,
+    blocks=3,
+    block_s=0.12,
     tasks=(1, 16, 64, 256),
     threads=(1, 4, 16),
     many_subjects=100_000,
     rates=(500, 2_000),
     open_blocks=2,
-    open_s=1.2,
+    open_s=0.8,
     census_calls=200,
     balance_subjects=50_000,
-    imports=5,
+    imports=3,
 )
 # Proves that everything runs, measures nothing.
 TINY = Effort(

@@ -2,8 +2,8 @@
 
 A closed loop sends less when the system is slow and so leaves out exactly the calls that would have
 waited ("coordinated omission"). Here calls are due at instants fixed beforehand. Whoever falls
-behind starts late, and that wait is part of the latency; what has not been answered at the end
-counts with the wait so far.
+behind starts late, and that wait is part of the latency; what has not been answered at the end, or
+failed, counts with the wait so far and not as answered.
 """
 
 from __future__ import annotations
@@ -60,11 +60,15 @@ async def open_loop(
     histogram = new_histogram()
     pending: dict[asyncio.Task[None], float] = {}
     answered = 0
+    failure: Exception | None = None
 
     async def one(number: int, due: float) -> None:
-        nonlocal answered
-        await call(number)
-        answered += 1
+        nonlocal answered, failure
+        try:
+            await call(number)
+            answered += 1
+        except Exception as error:  # noqa: BLE001  # some clients give up under load
+            failure = error
         recorded(histogram, time.perf_counter() - due)
 
     schedule = due_times(rate, seconds)
@@ -86,4 +90,6 @@ async def open_loop(
         task.cancel()
         recorded(histogram, now - due)
     await asyncio.gather(*late, return_exceptions=True)
+    if failure is not None and not answered:
+        raise failure
     return percentiles_ms(histogram) | {"answered": 100 * divided(answered, len(schedule))}

@@ -18,7 +18,7 @@ from typing import Any
 
 from .stats import Measure
 
-RATE, CPU = "decisions/s", "CPU us/decision"
+RATE, CPU = "decisions/s", "CPU µs/decision"
 Sample = Callable[[], Mapping[str, float]]
 
 
@@ -35,9 +35,10 @@ class Quantity:
     name: str
     unit: str
     more_is_better: bool = True
+    bare: bool = False
 
 
-QUANTITIES = (Quantity(RATE, "/s"), Quantity(CPU, "us", False))
+QUANTITIES = (Quantity(RATE, ""), Quantity(CPU, "", False))
 
 
 def compare(
@@ -47,7 +48,7 @@ def compare(
     quantities: Sequence[Quantity] = QUANTITIES,
 ) -> list[Measure]:
     """One measure per quantity. The first round warms up and is not counted."""
-    measures = [Measure(q.name, q.unit, reference, q.more_is_better) for q in quantities]
+    measures = [Measure(q.name, q.unit, reference, q.more_is_better, q.bare) for q in quantities]
     for number in range(rounds + 1):
         shown: dict[str, Mapping[str, float]] = {}
         for contender in random.sample(contenders, len(contenders)):

@@ -41,6 +41,7 @@ class Measure:
     unit: str
     reference: str
     more_is_better: bool = True
+    bare: bool = False  # a count whose ratio nobody needs to see
     samples: dict[str, list[float]] = field(default_factory=dict)
     beside: dict[str, list[float]] = field(default_factory=dict)
 

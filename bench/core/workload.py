@@ -1,4 +1,4 @@
-"""The workload: plans, subjects, and the commands that a meter really sends, copied to many subjects.
+"""The workload: plans, subjects, and the commands that a meter really sends, for many subjects.
 
 A meter makes the call once on one subject; its record and its packed command are then copied for
 the others, whose keys have the same length. So a million subjects take a few seconds.
@@ -157,7 +157,7 @@ def kinds(meter: Meter) -> list[Kind]:
 
 
 def prepare(copier: Copier, subjects: int) -> list[Measured]:
-    """Every kind of call by FCALL, or some of them by EVALSHA if the meter does without functions."""
+    """Every kind of call by FCALL; some of them by EVALSHA if the meter does without functions."""
     meter = copier.meter
     evalsha = not meter._session.functions
     meter.consume(subject(0), "all")

@@ -57,8 +57,10 @@ def limiter_of(kind: str, client: Any, prefix: str, rates: dict[int, int]) -> An
             key = f"{kind[:3]}:{prefix}:{name}"
             if kind == "log":
                 bucket: Any = RedisBucket.init(each, client, key)
-                return self.later(name, bucket) if hasattr(bucket, "__await__") else self.kept(
-                    name, bucket
+                return (
+                    self.later(name, bucket)
+                    if hasattr(bucket, "__await__")
+                    else self.kept(name, bucket)
                 )
             store = RedisStateStore(client, key)
             return self.kept(name, StateBucket(each, store=store, algorithm=TokenBucket()))

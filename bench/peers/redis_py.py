@@ -77,17 +77,15 @@ async def async_client(setting: Setting) -> AsyncIterator[Any]:
 async def async_fcall(setting: Setting) -> AsyncIterator[AsyncCalls]:
     one, four = (fcalls(setting, cost) for cost in COSTS.values())
     async with async_client(setting) as client:
-        yield AsyncCalls(
-            one=lambda n: client.fcall(*one[n]), four=lambda n: client.fcall(*four[n])
-        )
+        yield AsyncCalls(one=lambda n: client.fcall(*one[n]), four=lambda n: client.fcall(*four[n]))
 
 
 Floor = Callable[[Any], Callable[[int], Any]]
 FLOORS: dict[str, Floor] = {
     "PING": lambda client: lambda n: client.ping(),
     "INCRBY": lambda client: lambda n: client.incrby(f"count:{n}", 1),
-    "Lua GET+SET": lambda client: lambda n: client.fcall(
-        "bench_rewrite", 1, f"floor:{n}", floor.RECORD
+    "Lua GET+SET": lambda client: (
+        lambda n: client.fcall("bench_rewrite", 1, f"floor:{n}", floor.RECORD)
     ),
 }
 

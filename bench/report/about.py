@@ -38,6 +38,8 @@ def versions(server: str) -> dict[str, str]:
 
 def commit() -> str | None:
     """The checkout's commit, "+" behind it if files differ; None outside of a checkout."""
+    if not (HERE.parents[1] / "pyproject.toml").is_file():
+        return None
     try:
         done = [
             subprocess.run(

@@ -21,6 +21,10 @@ PANELS = (
     ("sync-one", "One limit", "one thread"),
     ("sync-four", "A pool and three buckets", "one thread; peers: four limits"),
 )
+FOOT = (
+    "redis-py, redis.asyncio: a bare client that calls meterd's function and does not look at the "
+    "answer. One bucket: four rates of one kind and one cost."
+)
 WIDTH, MARGIN, GAP = 960, 28, 36
 PANEL = (WIDTH - 2 * MARGIN - GAP) // 2
 LABEL, VALUE, BAR, STEP = 178, 62, 15, 23
@@ -52,8 +56,9 @@ def chart(report: Report) -> str:
             left = MARGIN + column * (PANEL + GAP)
             parts += panel(left, top, title, about, content)
         top += PANEL_HEAD + max(len(content) for _, _, content in row) * STEP + 26
-    height = top + 14
-    return "\n".join([*opening(height, report), *parts, "</svg>"]) + "\n"
+    height = top + 18
+    foot = text(MARGIN, height - 16, FOOT, size=11.5, fill=MUTED)
+    return "\n".join([*opening(height, report), *parts, foot, "</svg>"]) + "\n"
 
 
 def rate_table(report: Report, key: str) -> Table | None:
@@ -119,7 +124,13 @@ def panel(left: int, top: int, title: str, about: str, content: Sequence[Bar]) -
 
 def short(name: str) -> str:
     """A name that fits beside its bar."""
-    return name.replace("pyrate-limiter", "pyrate").replace("meterd's ", "")
+    for long, brief in {
+        "pyrate-limiter": "pyrate",
+        "token bucket": "token",
+        "meterd's ": "",
+    }.items():
+        name = name.replace(long, brief)
+    return name
 
 
 def text(

@@ -31,19 +31,25 @@ class Table:
     unit: str
     reference: str
     more_is_better: bool
+    bare: bool  # without ratios
     samples: int
     rows: list[Row]
 
     @classmethod
     def of(cls, measure: Measure) -> Table:
         rows = []
-        for name, samples in measure.samples.items():
+        for name in measure.samples:
             value, ratio = measure.value(name), measure.ratio(name)
             figures = (value.median, value.low, value.high, ratio.median, ratio.low, ratio.high)
             rows.append(Row(name, *(rounded(figure) for figure in figures)))
-            count = len(samples)
         return cls(
-            measure.name, measure.unit, measure.reference, measure.more_is_better, count, rows
+            name=measure.name,
+            unit=measure.unit,
+            reference=measure.reference,
+            more_is_better=measure.more_is_better,
+            bare=measure.bare,
+            samples=max(map(len, measure.samples.values())),
+            rows=rows,
         )
 
     def row(self, name: str) -> Row | None:
@@ -68,10 +74,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class GoalRow:
-    """A goal and what came of it; `measured` is None where nothing was measured."""
+    """A goal and what came of it; `measured` is None where nothing was measured.
+
+    Without a limit it is a figure that belongs beside the goals.
+    """
 
     title: str
-    limit: float
+    limit: float | None
     at_least: bool
     unit: str
     measured: float | None = None
@@ -81,13 +90,15 @@ class GoalRow:
 
     @property
     def met(self) -> bool | None:
-        if self.measured is None:
+        if self.measured is None or self.limit is None:
             return None
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     @property
     def word(self) -> str:
-        return {True: "met", False: "missed", None: "not measured"}[self.met]
+        if self.measured is None:
+            return "not measured"
+        return {True: "met", False: "missed", None: ""}[self.met]
 
 
 @dataclass(slots=True)

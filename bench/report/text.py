@@ -64,6 +64,8 @@ def goal_cells(goal: GoalRow) -> tuple[str, str, str, str]:
 
 
 def goal_word(goal: GoalRow) -> str:
+    if goal.limit is None:
+        return "–"
     return f"{SIGN[goal.at_least]} {whole(goal.limit, goal.unit)}"
 
 
@@ -74,10 +76,22 @@ def section_cells(section: Section) -> tuple[list[str], list[list[str]]]:
     """A column pair per measure: the median, and the ratio with its quartiles."""
     head = [""]
     for table in section.tables:
-        unit = {"": "", "x": ""}.get(table.unit, f" [{table.unit.replace('us', 'µs')}]")
-        head += [f"{table.name}{unit}".replace("us/", "µs/"), f"× {table.reference}"]
+        unit = table.unit.replace("us", "µs")
+        head.append(f"{table.name} [{unit}]" if unit else table.name)
+        if not table.bare:
+            head.append("ratio")
     rows = [[row.name, *cells_of(section, row.name)] for row in ordered(section.tables[0])]
     return head, rows
+
+
+def caption(section: Section) -> str:
+    """What the ratios refer to."""
+    references = {table.reference for table in section.tables if not table.bare}
+    if not references:
+        return ""
+    samples = section.tables[0].samples
+    medians = f"; medians of {samples} rounds, quartiles in brackets" if samples > 1 else ""
+    return f"Ratio: to {' / '.join(sorted(references))}{medians}."
 
 
 def ordered(table: Table) -> list[Row]:
@@ -89,12 +103,16 @@ def cells_of(section: Section, name: str) -> list[str]:
     cells = []
     for table in section.tables:
         row = table.row(name)
+        cells.append("–" if row is None else figure(row.value))
+        if table.bare:
+            continue
         if row is None:
-            cells += ["–", "–"]
+            cells.append("–")
+        elif name == table.reference:
+            cells.append("1")
         else:
             spread = f" ({figure(row.ratio_low)} – {figure(row.ratio_high)})"
-            ratio = figure(row.ratio) + (spread if row.ratio_low != row.ratio_high else "")
-            cells += [figure(row.value), "1" if name == table.reference else ratio]
+            cells.append(figure(row.ratio) + (spread if row.ratio_low != row.ratio_high else ""))
     return cells
 
 
@@ -126,8 +144,9 @@ def rendered(report: Report, *, terminal: bool = False) -> str:
         blocks.append(heading(section.title, terminal))
         if section.tables:
             blocks.append(table(*section_cells(section)))
-        if section.note:
-            blocks.append(section.note)
+        notes = [caption(section), section.note]
+        if any(notes):
+            blocks.append(" ".join(filter(None, notes)))
         if section.absent:
             away = "; ".join(f"{name}: {why}" for name, why in section.absent.items())
             blocks.append(f"Did not run: {away}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from meterd.keys import partition_of, slot_of, tag_of
 from meterd.wire import command
 
 from ..core.lab import HOST, Lab, TcpServer
-from ..core.measure import Contender, Quantity, async_block, compare
+from ..core.measure import Contender, async_block, compare
 from ..core.raw import Raw
 from ..core.registry import Finding, scenario
 from ..core.stats import Measure
@@ -71,7 +72,7 @@ def counted(where: Sequence[int], places: int) -> list[int]:
 
 def spread_measures(roots: Sequence[bytes], seed: int) -> Measure:
     """Partitions, slots and primaries, each beside as many places drawn at random."""
-    measure = Measure(SHARE, "x", "random", False)
+    measure = Measure(SHARE, "", "as many dealt at random", False)
     slots = [slot_of(b"{%b}" % tag_of(root)) for root in roots]
     rng = random.Random(seed)
     kinds = {
@@ -99,15 +100,12 @@ def balance(lab: Lab) -> Iterator[Finding]:
             f"balance-{name}",
             f"Balance of {many:,} roots, {name}",
             [spread_measures(mine, 1)],
-            note="The busiest place's share over an even share; the reference deals as many "
-            "roots at random.",
+            note="The busiest place's share over an even share: 1 is perfect.",
         )
 
 
 @scenario("cluster", "a real cluster of three primaries beside one server")
 def cluster(lab: Lab) -> Iterator[Finding]:
-    import asyncio
-
     lab.tcp.flush()
     made = Cluster(lab)
     roots = [f"customer-{n}" for n in range(1000)]
@@ -143,7 +141,7 @@ def cluster(lab: Lab) -> Iterator[Finding]:
             )
         for meter in meters.values():
             runner.run(meter.close())
-    measure = Measure("keys", "", "even share", False)
+    measure = Measure("keys", "", "an even share", False)
     keys = []
     for node in made.nodes:
         with Raw(node.path) as raw:
@@ -151,6 +149,3 @@ def cluster(lab: Lab) -> Iterator[Finding]:
     for at, count in enumerate(keys, 1):
         measure.add(f"primary {at}", count, sum(keys) / len(keys))
     yield Finding("cluster-keys", f"Keys per primary, {len(roots):,} roots", [measure])
-
-
-__all__ = ["Quantity", "balance", "cluster", "imbalance"]

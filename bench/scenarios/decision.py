@@ -15,7 +15,11 @@ from ..peers.redis_py import FCALL
 from .clients import SUBJECTS, opened
 
 SENT, INNER, TIME = "commands", "calls in scripts", "server time"
-QUANTITIES = [Quantity(SENT, "", False), Quantity(INNER, "", False), Quantity(TIME, "us", False)]
+QUANTITIES = [
+    Quantity(TIME, "us", False),
+    Quantity(SENT, "", False, bare=True),
+    Quantity(INNER, "", False, bare=True),
+]
 ROUNDS = 9
 
 
@@ -51,7 +55,7 @@ def decision(lab: Lab) -> Iterator[Finding]:
             yield Finding(
                 f"decision-{key}",
                 f"Per decision, {title}",
-                compare(contenders, min(ROUNDS, lab.effort.rounds), FCALL, QUANTITIES),
+                compare(contenders, min(ROUNDS, lab.effort.blocks), FCALL, QUANTITIES),
                 note="Unlike in the pipelined figures of the server, each call meets cold caches.",
                 absent=clients.absent,
             )

@@ -11,22 +11,23 @@ from ..core.measure import Contender, Quantity, compare
 from ..core.registry import Finding, scenario
 from ..peers import installed
 
-MODULES = {
-    "redis": "redis",
-    "meterd": "meterd",
-    "limits": "limits",
-    "throttled-py": "throttled",
-    "pyrate-limiter": "pyrate_limiter",
+WITH_METER = "meterd, with Meter"
+STATEMENTS = {
+    "redis": "import redis",
+    "meterd": "import meterd",  # loads its parts when they are first named
+    WITH_METER: "from meterd import Bucket, Meter, Plan, Pool",
+    "limits": "import limits",
+    "throttled-py": "import throttled",
+    "pyrate-limiter": "import pyrate_limiter",
 }
 PROGRAM = (
-    "import time; started = time.perf_counter(); import {module}; "
-    "print(time.perf_counter() - started)"
+    "import time; started = time.perf_counter(); {statement}; print(time.perf_counter() - started)"
 )
 MS = "import"
 
 
-def milliseconds(module: str) -> dict[str, float]:
-    command = [sys.executable, "-c", PROGRAM.format(module=module)]
+def milliseconds(statement: str) -> dict[str, float]:
+    command = [sys.executable, "-c", PROGRAM.format(statement=statement)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {MS: 1000 * float(done.stdout)}
 
@@ -35,12 +36,12 @@ def milliseconds(module: str) -> dict[str, float]:
 def imports(lab: Lab) -> Iterator[Finding]:
     absent = {
         name: f"{name} is not installed"
-        for name in MODULES
-        if name != "meterd" and installed(name) is None
+        for name in STATEMENTS
+        if not name.startswith("meterd") and installed(name) is None
     }
     contenders = [
-        Contender(name, lambda module=module: milliseconds(module))  # type: ignore[misc]
-        for name, module in MODULES.items()
+        Contender(name, lambda statement=statement: milliseconds(statement))  # type: ignore[misc]
+        for name, statement in STATEMENTS.items()
         if name not in absent
     ]
     quantities = [Quantity(MS, "ms", False)]

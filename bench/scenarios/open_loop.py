@@ -17,7 +17,7 @@ CONTENDERS = ("meterd", ASYNC_FCALL, "limits, fixed", "limits on coredis, fixed"
               "throttled-py, fixed")  # fmt: skip
 CALLERS = 1000  # connections that a pool may open while answers are late
 QUANTITIES = [Quantity(name, "ms", False) for name in PERCENTILES]
-QUANTITIES.append(Quantity("answered", "%"))
+QUANTITIES.append(Quantity("answered", "%", bare=True))
 
 
 @scenario("latency", "open loop at fixed rates: p50, p99, p99.9 from when a call was due")
@@ -32,9 +32,7 @@ def latency(lab: Lab) -> Iterator[Finding]:
 
             def contender(name: str, call: AsyncCall, rate: int = rate) -> Contender:
                 run = clients.run
-                return Contender(
-                    name, lambda: run(open_loop(call, rate, effort.open_s, SUBJECTS))
-                )
+                return Contender(name, lambda: run(open_loop(call, rate, effort.open_s, SUBJECTS)))
 
             found = ((name, calls.one) for name, calls in clients.calls.items())
             contenders = [contender(name, call) for name, call in found if call]

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..core.floor import FLOOR, Measured
+from ..core.floor import Measured
 from ..core.floor import prepare as prepare_floor
 from ..core.lab import Lab
 from ..core.raw import Raw
@@ -111,6 +111,3 @@ def prepare_limits(path: str, subjects: int) -> list[Measured]:
     prepared.append(Measured(LIMITS_FOUR, "evalsha", copied(*windows), per=len(windows)))
     pool.disconnect()
     return prepared
-
-
-__all__ = ["FLOOR", "LIMITS_FOUR", "server"]

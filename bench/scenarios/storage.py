@@ -79,9 +79,7 @@ def growth(lab: Lab) -> Iterator[Finding]:
                         for name in random.sample(list(raws), len(raws))
                     }
                 )
-            yield Finding(
-                f"growth-{limits.split()[0]}", f"Growth, consume of {limits}", [measure]
-            )
+            yield Finding(f"growth-{limits.split()[0]}", f"Growth, consume of {limits}", [measure])
 
 
 def populate(copier: Copier, subjects: int, effort: Effort) -> dict[str, Measured]:

@@ -49,7 +49,7 @@ def threads(lab: Lab) -> Iterator[Finding]:
             contenders = [contender(name, call) for name, call in found if call]
             yield Finding(
                 f"threads-{count}",
-                f"Sync, {count} thread{'s' * (count > 1)}, one limit",
+                f"One meter in {count} thread{'s' * (count > 1)}, one limit",
                 compare(contenders, lab.effort.blocks, FCALL),
                 absent=clients.absent,
             )

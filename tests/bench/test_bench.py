@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from bench import __main__ as command
 from bench.effort import TINY
 from bench.floor import FLOOR, Measured
+
+from bench import __main__ as command
 from bench.report import GROWTH_GOAL, MEMORY_GOAL, TIME_GOALS, Goal
 
 
