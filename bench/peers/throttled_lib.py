@@ -38,7 +38,7 @@ def opener(algorithm: str) -> Callable[[Setting], AbstractContextManager[Calls]]
     def opened(setting: Setting) -> Iterator[Calls]:
         import throttled
 
-        store = throttled.store.RedisStore(server=setting.url, options={})
+        store: Any = throttled.store.RedisStore(server=setting.url, options={})
         one, throttles4, scarce = throttles(throttled, store, ALGORITHMS[algorithm])
         yield Calls(
             one=lambda n: not one.limit(subject(n)).limited,
@@ -59,7 +59,7 @@ def async_opener(
 
         # redis-py's pool raises where more callers come at once than it may have connections.
         pool = {"max_connections": max(100, setting.callers)}
-        store = throttled.asyncio.store.RedisStore(
+        store: Any = throttled.asyncio.store.RedisStore(
             server=setting.url, options={"CONNECTION_POOL_KWARGS": pool}
         )
         one, throttles4, scarce = throttles(throttled.asyncio, store, ALGORITHMS[algorithm])

@@ -124,11 +124,8 @@ def panel(left: int, top: int, title: str, about: str, content: Sequence[Bar]) -
 
 def short(name: str) -> str:
     """A name that fits beside its bar."""
-    for long, brief in {
-        "pyrate-limiter": "pyrate",
-        "token bucket": "token",
-        "meterd's ": "",
-    }.items():
+    briefly = {"pyrate-limiter": "pyrate", "token bucket": "token", "meterd's ": ""}
+    for long, brief in briefly.items():
         name = name.replace(long, brief)
     return name
 

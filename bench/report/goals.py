@@ -109,7 +109,7 @@ def judged(findings: Iterable[Finding]) -> list[GoalRow]:
         judge.ratio(at_most(f"server time, one limit, over {FLOOR}", 1.7), "server", one, FLOOR),
         judge.ratio(at_most(f"server time, four limits, over {FLOOR}", 2.4), "server", four, FLOOR),
         judge.ratio(
-            at_most("server time, pool and three buckets, over four fixed windows of `limits`", 0.65),
+            at_most("server time, pool and 3 buckets, over four fixed windows of `limits`", 0.65),
             "server", four, LIMITS_FOUR,
         ),
         judge.over_best(

@@ -1,4 +1,4 @@
-"""What a run found out, as plain values: what JSON keeps, and all that tables and chart are from."""
+"""What a run found out, as plain values: what JSON keeps, and what tables and chart are from."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def prepare_limits(path: str, subjects: int) -> list[Measured]:
 
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             Tapped.last = b"".join(command)
-            super().send_packed_command(command, check_health)
+            super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
     pool = redis.ConnectionPool(connection_class=Tapped, path=path)
     store = storage.RedisStorage(f"redis+unix://{path}", connection_pool=pool)
