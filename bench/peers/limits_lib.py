@@ -77,12 +77,13 @@ def async_opener(
         from limits.aio import storage, strategies
 
         # redis-py's pool raises where more callers come at once than it may have connections.
+        implementation: Any = client
         options: dict[str, Any] = {}
         if client == "redispy":
             options["max_connections"] = max(100, setting.callers)
         store: Any = storage.RedisStorage(
             f"async+{setting.url}",
-            implementation=client,  # type: ignore[arg-type]
+            implementation=implementation,
             key_prefix=prefix(strategy),
             **options,
         )
