@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from .effort import Effort
 from .raw import Raw
 
 HOST = "127.0.0.1"
+PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
 def free_port() -> int:
@@ -34,15 +36,23 @@ def free_port() -> int:
         return port
 
 
+def started(binary: str | None, *options: str, pin: bool = False) -> EmbeddedServer:
+    """A private server; with `pin`, on the first processor that this process had."""
+    server = EmbeddedServer.start(binary, extra_args=options)
+    if pin:
+        os.sched_setaffinity(server.pid, {PROCESSORS[0]})
+    return server
+
+
 class TcpServer:
     """A private server with a loopback port beside its unix socket."""
 
-    def __init__(self, binary: str | None, *options: str) -> None:
+    def __init__(self, binary: str | None, *options: str, pin: bool = False) -> None:
         for attempts_left in range(9, -1, -1):
             self.port = free_port()
             listen = ("--port", str(self.port), "--bind", HOST)
             try:
-                self._server = EmbeddedServer.start(binary, extra_args=(*listen, *options))
+                self._server = started(binary, *listen, *options, pin=pin)
                 return
             except Unavailable as error:  # somebody else may have taken the port
                 if not attempts_left or "in use" not in str(error):
@@ -69,11 +79,18 @@ class TcpServer:
 
 
 class Lab:
-    """Effort and servers of one run; a context manager. Servers start when first asked for."""
+    """Effort and servers of one run; a context manager. Servers start when first asked for.
 
-    def __init__(self, effort: Effort, binary: str | None = None) -> None:
+    `pin`: servers on the first processor, this process on the others. Left alone, a scheduler likes
+    to put two that take turns on one.
+    """
+
+    def __init__(self, effort: Effort, binary: str | None = None, *, pin: bool = False) -> None:
         self.effort = effort
         self.binary = binary
+        self.pin = pin
+        if pin:
+            os.sched_setaffinity(0, set(PROCESSORS[1:]))
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -81,10 +98,12 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        if self.pin:
+            os.sched_setaffinity(0, set(PROCESSORS))
 
     def start(self, *options: str) -> TcpServer:
         """Another server, which runs until the end of the run unless it is closed before."""
-        return self._stack.enter_context(TcpServer(self.binary, *options))
+        return self._stack.enter_context(TcpServer(self.binary, *options, pin=self.pin))
 
     @cached_property
     def tcp(self) -> TcpServer:
@@ -94,7 +113,11 @@ class Lab:
     @cached_property
     def unix(self) -> EmbeddedServer:
         """The server whose own time is measured, over a unix socket."""
-        return self._stack.enter_context(EmbeddedServer.start(self.binary))
+        return self._stack.enter_context(self.embedded())
+
+    def embedded(self) -> EmbeddedServer:
+        """Another server, with a unix socket only; the caller closes it."""
+        return started(self.binary, pin=self.pin)
 
     @cached_property
     def server(self) -> str:

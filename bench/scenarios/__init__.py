@@ -6,6 +6,7 @@ from . import (  # noqa: I001  # the order of the report
     storage,
     sync,
     asynchronous,
+    connection,
     open_loop,
     subjects,
     refusals,
@@ -17,6 +18,7 @@ from . import (  # noqa: I001  # the order of the report
 __all__ = [
     "asynchronous",
     "cluster",
+    "connection",
     "decision",
     "imports",
     "local",

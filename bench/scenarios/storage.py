@@ -6,8 +6,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from meterd.embedded import EmbeddedServer
-
 from ..core.effort import Effort
 from ..core.floor import Measured
 from ..core.lab import Lab
@@ -65,7 +63,7 @@ def growth(lab: Lab) -> Iterator[Finding]:
         raws: dict[str, Raw] = {}
         calls: dict[str, dict[str, Measured]] = {}
         for subjects in effort.growth_sizes:
-            server = stack.enter_context(EmbeddedServer.start(lab.binary))
+            server = stack.enter_context(lab.embedded())
             name = f"{subjects:,} subjects"
             raws[name] = stack.enter_context(Raw(server.path))
             copier = stack.enter_context(Copier(raws[name], server.url))

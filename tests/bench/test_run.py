@@ -20,8 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SECTIONS = (
     "server decision-one decision-four bytes growth-1 growth-4 sync-one sync-four threads-1 "
-    "threads-2 async-1 async-64 async-four latency-200 subjects refused-sync refused-async local "
-    "balance-numbered balance-uuids cluster-one cluster-four cluster-keys imports"
+    "threads-2 async-1 async-64 async-four connection-1 connection-64 latency-200 subjects "
+    "refused-sync refused-async local balance-numbered balance-uuids cluster-one cluster-four "
+    "cluster-keys imports"
 )
 
 
@@ -113,6 +114,9 @@ def test_only_what_is_asked_for_is_measured_and_json_is_data(tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert [section["key"] for section in data["sections"]] == ["bytes"]
+    assert [goal["title"] for goal in data["goals"]] == [
+        "bytes per subject, pool and three buckets"
+    ]
     (tmp_path / "run.json").write_text(done.stdout, encoding="utf-8")
     again = CliRunner().invoke(command.main, ["--from", str(tmp_path / "run.json"), "--json"])
     assert json.loads(again.stdout) == data
