@@ -78,8 +78,8 @@ def main(
 ) -> None:
     """Measure meterd beside the floor and beside other libraries, on private servers.
 
-    Everything runs on loopback and ends with the command. Without --quick it takes about a quarter
-    of an hour.
+    Everything runs on loopback and ends with the command. Without --quick it takes about twenty
+    minutes.
     """
     if listing:
         for each in scenario:
