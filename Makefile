@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 SUITE := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench-quick clean system-packages
+.PHONY: help demo test test-long lint bench bench-quick clean system-packages
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ lint: $(VENV)/.dev system-packages ## ruff, mypy and luacheck
 	$(BIN)/mypy
 	$(BIN)/python -m tests.support.luacheck
 
-bench-quick: $(VENV)/.dev ## a benchmark of about a minute
+bench-quick: $(VENV)/.dev ## the benchmarks in less than three minutes
 	$(BIN)/python -m bench --quick
+
+bench: $(VENV)/.dev ## the benchmarks in full; writes bench/results and the README's figures
+	$(BIN)/python -m bench --results bench/results --readme README.md
 
 clean: ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

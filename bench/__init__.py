@@ -1,8 +1,14 @@
-"""Benchmarks: what a call costs the server, as a multiple of the least that a script can cost.
+"""Benchmarks of meterd, beside the floor and beside the libraries that do part of its work.
 
-Times of this machine mean little on another one, and not much an hour later; ratios do. Every
-figure is taken in rounds that interleave what is compared, and shown as the median with its spread.
+Times of one machine mean little on another one, and not much an hour later; ratios do. Whatever is
+compared runs in the same process against the same server, in turns of a fraction of a second and in
+random order; every figure is a median with its quartiles, and every ratio is taken between
+neighbours in time.
 
-Run as `python -m bench`; `--quick` takes less than a minute, `--json FILE` keeps every figure,
-`--binary PATH` measures on another server (Redis 7 or later, for the floor needs functions).
+    core/        servers, contenders, measuring, statistics
+    peers/       other libraries, each the way its documentation says to use it
+    scenarios/   what is measured; `python -m bench --list`
+    report/      goals, JSON, Markdown, chart, the README's section
+
+Run as `python -m bench` or `meterd bench`; `--quick` takes less than three minutes.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+HARNESS = sorted(str(path.relative_to(ROOT / "bench")) for path in (ROOT / "bench").rglob("*.py"))
 SCRIPTS = sorted(str(path.relative_to(ROOT / "lua")) for path in (ROOT / "lua").rglob("*.lua"))
 
 
@@ -47,7 +48,13 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def installed(tmp_path: Path, *what: str | Path) -> Path:
-    """The `lua_root()` that a fresh environment answers, with dependencies lent by this one."""
+    """The `lua_root()` that a fresh environment answers."""
+    program = "from meterd.scripts import lua_root; print(lua_root())"
+    return Path(run(environment(tmp_path, *what), "-c", program, cwd=tmp_path))
+
+
+def environment(tmp_path: Path, *what: str | Path) -> Path:
+    """The Python of a fresh environment, with dependencies lent by this one."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
@@ -55,8 +62,7 @@ def installed(tmp_path: Path, *what: str | Path) -> Path:
     Path(site, "lent.pth").write_text("\n".join(sorted(lent)) + "\n", encoding="utf-8")
     pip = (sys.executable, "-m", "pip", "--python", python, "--quiet", "install")
     run(*pip, "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall", *what)
-    program = "from meterd.scripts import lua_root; print(lua_root())"
-    return Path(run(python, "-c", program, cwd=tmp_path))
+    return python
 
 
 def scripts_in(directory: Path) -> list[str]:
@@ -73,6 +79,19 @@ def test_the_wheel_holds_package_scripts_prelude_and_marker(dist: Path) -> None:
     assert sorted(name.removeprefix("meterd/lua/") for name in shipped) == SCRIPTS
     assert {"meterd/py.typed", "meterd/testing/prelude/struct.lua"} <= set(names)
     assert all(name.startswith("meterd/") for name in names)
+
+
+def test_the_wheel_holds_the_benchmarks_without_results(dist: Path) -> None:
+    names = contents(one(dist / "wheel", "*.whl"))
+    shipped = [name for name in names if name.startswith("meterd/_bench/")]
+    wanted = [name for name in HARNESS if name != "__main__.py"]
+    assert sorted(name.removeprefix("meterd/_bench/") for name in shipped) == wanted
+
+
+def test_the_wheel_runs_its_benchmarks(dist: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path, one(dist / "wheel", "*.whl"))
+    program = "import sys; from meterd.cli import main; sys.argv[0] = 'meterd'; main()"
+    assert "growth" in run(python, "-c", program, "bench", "--list", cwd=tmp_path)
 
 
 def test_a_wheel_from_the_sdist_is_the_same_wheel(dist: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is measured: the commands that a meter really sends, copied to many subjects.
+"""The workload: plans, subjects, and the commands that a meter really sends, for many subjects.
 
 A meter makes the call once on one subject; its record and its packed command are then copied for
 the others, whose keys have the same length. So a million subjects take a few seconds.
@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.floor import Measured
-from bench.raw import Raw
 from meterd import Bucket, Meter, Plan, Pool
 from meterd.keys import Keyspace, Path
 from meterd.transport import Request
+
+from .floor import Measured
+from .raw import Raw
 
 NAMES = ("pool", "sliding", "fixed", "token")
 PLENTY = 10**6  # per subject, who is charged 1 at a time
@@ -28,6 +29,9 @@ PLAN = Plan(
         Bucket("token", PLENTY, "1s", algorithm="token", rates={"token": 1, "all": 1}),
     ],
 )
+# For refusals that a process may remember: the only one of the day is taken by the first call.
+SCARCE = Plan("scarce", includes=[Bucket("scarce", 1, "1d", algorithm="fixed")])
+PLANS = [PLAN, SCARCE]
 FOUR = dict.fromkeys(NAMES, 1)
 TOO_MUCH = 10 * PLENTY
 IP = Bucket("ip", PLENTY, "1m", algorithm="fixed")
@@ -41,6 +45,11 @@ _KEYS = Keyspace()
 def subject(number: int) -> str:
     """Keys of exactly 30 characters: `meterd:{abc}:s:` and these 15."""
     return f"s{number:014d}"
+
+
+def poor(number: int) -> str:
+    """A subject of the plan "scarce"."""
+    return f"p{number:014d}"
 
 
 def customer(number: int) -> Path:
@@ -75,7 +84,7 @@ class Copier:
 
     def __init__(self, raw: Raw, url: str, *, functions: bool = True) -> None:
         self._raw = raw
-        self.meter = Meter(url, plans=[PLAN], functions=functions, timeout=10, op_retention="1s")
+        self.meter = Meter(url, plans=PLANS, functions=functions, timeout=10, op_retention="1s")
         self.meter.open()
         self._tap = Tap(self.meter._transport)
         self.meter._transport = self._tap
@@ -115,8 +124,8 @@ class Copier:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
-    """A call on subject 0. `op`: an operation id that every run of it changes."""
+class Kind:
+    """A kind of call, on subject 0. `op`: an operation id that every run of it changes."""
 
     name: str
     call: Callable[[], object]
@@ -125,42 +134,42 @@ class Scenario:
     op: str = ""
 
 
-def scenarios(meter: Meter) -> list[Scenario]:
+def kinds(meter: Meter) -> list[Kind]:
     one, deep = subject(0), subject(0) + "/team"
     limiter = meter.limiter("bench", IP)
     a, b = "a" + "0" * 23, "b" + "0" * 23
     return [
-        Scenario("consume, 1 limit", lambda: meter.consume(one, "pool")),
-        Scenario("consume, 4 limits", lambda: meter.consume(one, "all")),
-        Scenario("consume, 4 costs", lambda: meter.consume(one, FOUR)),
-        Scenario("refused, 1 limit", lambda: meter.consume(one, "sliding", TOO_MUCH)),
-        Scenario("refused, 4 limits", lambda: meter.consume(one, "all", TOO_MUCH)),
-        Scenario("check, 1 limit", lambda: meter.check(one, "pool"), reads=True),
-        Scenario("check, 4 limits", lambda: meter.check(one, "all"), reads=True),
-        Scenario("report, 1 limit", lambda: meter.report(one, "pool")),
-        Scenario("report, 4 limits", lambda: meter.report(one, "all")),
-        Scenario("2 levels, 1 limit", lambda: meter.consume(deep, "pool"), team),
-        Scenario("2 levels, 4 limits", lambda: meter.consume(deep, "all"), team),
-        Scenario("fresh op, 1 limit", lambda: meter.consume(one, "pool", op=a), op=a),
-        Scenario("fresh op, 4 limits", lambda: meter.consume(one, "all", op=b), op=b),
-        Scenario("limiter, 1 bucket", lambda: limiter.consume(one), address),
+        Kind("consume, 1 limit", lambda: meter.consume(one, "pool")),
+        Kind("consume, 4 limits", lambda: meter.consume(one, "all")),
+        Kind("consume, 4 costs", lambda: meter.consume(one, FOUR)),
+        Kind("refused, 1 limit", lambda: meter.consume(one, "sliding", TOO_MUCH)),
+        Kind("refused, 4 limits", lambda: meter.consume(one, "all", TOO_MUCH)),
+        Kind("check, 1 limit", lambda: meter.check(one, "pool"), reads=True),
+        Kind("check, 4 limits", lambda: meter.check(one, "all"), reads=True),
+        Kind("report, 1 limit", lambda: meter.report(one, "pool")),
+        Kind("report, 4 limits", lambda: meter.report(one, "all")),
+        Kind("2 levels, 1 limit", lambda: meter.consume(deep, "pool"), team),
+        Kind("2 levels, 4 limits", lambda: meter.consume(deep, "all"), team),
+        Kind("fresh op, 1 limit", lambda: meter.consume(one, "pool", op=a), op=a),
+        Kind("fresh op, 4 limits", lambda: meter.consume(one, "all", op=b), op=b),
+        Kind("limiter, 1 bucket", lambda: limiter.consume(one), address),
     ]
 
 
 def prepare(copier: Copier, subjects: int) -> list[Measured]:
-    """Every scenario by FCALL, or some of them by EVALSHA if the meter does without functions."""
+    """Every kind of call by FCALL; some of them by EVALSHA if the meter does without functions."""
     meter = copier.meter
     evalsha = not meter._session.functions
     meter.consume(subject(0), "all")
     meter.subscribe(subject(0) + "/team", "bench")
     copier.copy_records(team, subjects)
     prepared = []
-    for scenario in scenarios(meter):
-        if evalsha and scenario.name not in SCRIPTED:
+    for kind in kinds(meter):
+        if evalsha and kind.name not in SCRIPTED:
             continue
-        packed = copier.capture(scenario.call)
-        name = scenario.name + " (EVALSHA)" if evalsha else scenario.name
-        stat = "evalsha" if evalsha else "fcall_ro" if scenario.reads else "fcall"
-        commands = copier.commands(packed, scenario.where, range(subjects))
-        prepared.append(Measured(name, stat, commands, scenario.op.encode()))
+        packed = copier.capture(kind.call)
+        name = kind.name + " (EVALSHA)" if evalsha else kind.name
+        stat = "evalsha" if evalsha else "fcall_ro" if kind.reads else "fcall"
+        commands = copier.commands(packed, kind.where, range(subjects))
+        prepared.append(Measured(name, stat, commands, kind.op.encode()))
     return prepared

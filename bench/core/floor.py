@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from bench.raw import Raw
 from meterd.wire import command
+
+from .raw import Raw
 
 FLOOR = "GET+TIME+SETRANGE"
 RECORD = b"x" * 116  # as long as a record of four limits
@@ -35,19 +36,30 @@ redis.register_function('bench_empty', function() return 0 end)
 """
 
 
+def load(raw: Raw) -> None:
+    raw.ask(b"FUNCTION", b"LOAD", b"REPLACE", _LIBRARY)
+
+
 class Measured:
     """Packed commands of one kind, run over and over. `stat` is what the server counts them as."""
 
-    def __init__(self, name: str, stat: str, commands: list[bytes], fresh: bytes = b"") -> None:
-        """`fresh`: a letter and zeros; every run puts that letter and a new number there."""
+    def __init__(
+        self, name: str, stat: str, commands: list[bytes], fresh: bytes = b"", per: int = 1
+    ) -> None:
+        """`fresh`: a letter and zeros; every run puts that letter and a new number there.
+
+        `per`: how many commands, one after another, make one decision.
+        """
         self.name = name
         self.stat = stat
         self._commands = commands
         self._fresh = fresh
+        self._per = per
         self._at = 0
 
     def batch(self, count: int) -> list[bytes]:
-        """The next `count` commands."""
+        """The commands of the next `count` decisions."""
+        count *= self._per
         size = len(self._commands)
         batch = [self._commands[(self._at + i) % size] for i in range(count)]
         if self._fresh:
@@ -59,10 +71,14 @@ class Measured:
         self._at += count
         return batch
 
+    def usec(self, raw: Raw, count: int) -> float:
+        """Server time of a decision, in us, over the next `count` of them."""
+        return self._per * raw.timed(self.batch(count), self.stat)
+
 
 def prepare(raw: Raw, subjects: int) -> list[Measured]:
     """Loads the functions and makes their records. The first is the floor."""
-    raw.ask(b"FUNCTION", b"LOAD", b"REPLACE", _LIBRARY)
+    load(raw)
     keys = [b"floor:%024d" % i for i in range(subjects)]
     raw.run([command(b"SET", key, RECORD) for key in keys])
     counters = [b"count:%024d" % i for i in range(subjects)]

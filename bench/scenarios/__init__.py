@@ -1,0 +1,31 @@
+"""What is measured. Importing this enters every scenario, in the order of the report."""
+
+from . import (  # noqa: I001  # the order of the report
+    server_time,
+    decision,
+    storage,
+    sync,
+    asynchronous,
+    connection,
+    open_loop,
+    subjects,
+    refusals,
+    local,
+    cluster,
+    imports,
+)
+
+__all__ = [
+    "asynchronous",
+    "cluster",
+    "connection",
+    "decision",
+    "imports",
+    "local",
+    "open_loop",
+    "refusals",
+    "server_time",
+    "storage",
+    "subjects",
+    "sync",
+]
