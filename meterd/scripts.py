@@ -27,6 +27,8 @@ LIBRARIES = (
     "record",
     "op",
     "charge",
+    "compile",
+    "plain",
     "assign",
 )
 ENTRIES = (

@@ -264,8 +264,9 @@ function charge.answer(count, now, code, allowed)
 end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
--- Returns the number of levels, the instant, the op key - or nil and the status to answer.
-function charge.read(keys, args)
+-- Returns the number of levels, the instant, the op key - or nil and the status to answer. `rec`, `now`: a
+-- single record (false: none) and the instant, where they have been read.
+function charge.read(keys, args, rec, now)
   local count = #keys
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
@@ -277,10 +278,13 @@ function charge.read(keys, args)
   local manual = args[1] ~= ""
   local context = request.context(args[2])
   local extra = request.extra(args[6])
-  local now = clock(args[1])
   local values = alone
+  now = now or clock(args[1])
   if #keys == 1 then
-    alone[1] = call("GET", keys[1])
+    if rec == nil then
+      rec = call("GET", keys[1])
+    end
+    alone[1] = rec
   else
     values = call("MGET", spread(keys))
   end
