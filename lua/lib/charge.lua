@@ -4,6 +4,7 @@
 -- Answer: status byte 0 | code | allowed | number of sections | now ms | balance, and per level that
 -- has limits to show a section: level | number of limits | length of names | names | per limit
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
+-- @gives charge OK
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
 local ANSWER = "<BBBBdd"
@@ -59,7 +60,7 @@ function charge.plainly(count, names, amount_count, now)
             m = m + 1
             states[m] = sub(rec, gap, L.offset - 1)
           end
-          local state, figures, left = L:take(rec, now, c)
+          local state, figures, left = take[L.kind](L, rec, now, c, c)
           if not state then
             return nil
           end

@@ -5,6 +5,7 @@
 -- takes the long way.
 --
 -- Its text consists of words of this file and of whole numbers; names and packed bytes come in as values.
+-- @gives compile
 
 local compile = {}
 

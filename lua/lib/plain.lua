@@ -2,8 +2,8 @@
 -- whose pools go on in their periods and whose limits have enough left; no operation id, nothing brought
 -- along. Such a call takes a function of its own (lib/compile.lua), which is made once its policy and cost
 -- names have come twice; so one that nothing outlives never makes any.
+-- @gives plain
 
-local CHARGE, CHECK = 1, 2 -- what is asked
 local MOST_FORMS = 512 -- the collector walks what is kept
 
 local plain = {}

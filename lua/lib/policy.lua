@@ -9,12 +9,9 @@
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
 --   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
+-- @gives policy split_names
 
-local POOL, FLAG = 1, 5
-local HEADER = 20
-local SIZES = { POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
 local COLUMNS = { 12, 6, 6, 6, 2 }
-local LETTERS = { "p", "f", "s", "t", "g" }
 -- A limit finds what its kind does (load, charge, ...) behind its own fields.
 local BEHAVIOUR = { { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token } }
 
