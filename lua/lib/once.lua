@@ -86,7 +86,9 @@ function plain.answer(asked, keys, args)
   local amount = sunpack("<d", args[4])
   if not readable or type(extra) ~= "table" or not extra.p or extra.m then
     return nil
-  elseif not (amount > 0 and amount <= MAX_AMOUNT and amount % 1 == 0) then
+  end
+  opened[args[6]] = extra
+  if not (amount > 0 and amount <= MAX_AMOUNT and amount % 1 == 0) then
     return nil
   end
   local rec = call("GET", keys[1])
@@ -103,6 +105,7 @@ function plain.answer(asked, keys, args)
   local now = clock(args[1])
   -- What a policy holds in the wrong place ends in an error here, and in a word about it on the long way.
   local good, data = pcall(munpack, blob)
+  opened[blob] = good and data or nil
   local decided, answer, slice = false, nil, nil
   if good and data[1] == 1 and next(data[4]) then
     decided, answer, slice = pcall(charge_all, asked, rec, max(now, seen), data[5], name, amount)

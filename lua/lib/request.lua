@@ -46,7 +46,10 @@ function request.extra(text)
   if text == "" then
     return NOTHING
   end
-  local ok, extra = pcall(munpack, text)
+  local ok, extra = true, opened[text]
+  if not extra then
+    ok, extra = pcall(munpack, text)
+  end
   if not ok or type(extra) ~= "table" then
     bad("extra: not a msgpack map")
   end

@@ -10,6 +10,8 @@ local SIZES = { 46, 11, 16, 16 } -- of a state, by kind
 local LETTERS = { "p", "f", "s", "t", "g" } -- of a kind, in an answer
 local CHARGE, CHECK = 1, 2 -- what plain.answer is asked for
 
+local opened = {} -- msgpack that lib/once.lua has unpacked, by its bytes
+
 -- t for a capacity m (<= 10^12) and a period in ms: ceil(m * per / 2^52), exact. The product needs up
 -- to 75 bits, so it is summed in limbs of 2^22, 2^11 and 1.
 local function tick_ms(m, per)
