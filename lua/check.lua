@@ -9,12 +9,12 @@ local function check(keys, args)
   if #args ~= 6 or args[5] ~= "" then
     bad("check takes 6 arguments, the fifth empty")
   end
-  local answer, rec, instant = plain.answer(CHECK, keys, args)
+  local answer, values, instant = plain.answer(CHECK, keys, args)
   if answer then
     return answer
   end
   local amount_count = charge.amounts(args[4])
-  local count, now = charge.read(keys, args, rec, instant)
+  local count, now = charge.read(keys, args, values, instant)
   if not count then
     return now
   end

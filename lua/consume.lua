@@ -20,19 +20,19 @@ local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")
   end
-  local answer, rec, instant = plain.answer(CHARGE, keys, args)
+  local answer, values, instant, special = plain.answer(CHARGE, keys, args)
   if answer then
     return answer
   end
   local amount_count = charge.amounts(args[4])
-  local count, now, op_key = charge.read(keys, args, rec, instant)
+  local count, now, op_key = charge.read(keys, args, values, instant)
   if not count then
     return now
   end
-  answer = charge.plainly(count, args[3], amount_count, now)
+  answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
     charge.commit(count, now, args, op_key, answer)
-    plain.prepare(CHARGE, count, args[3])
+    plain.prepare(CHARGE, count, args[3], op_key)
     return answer
   end
   local total, code = charge.decide(count, args[3], amount_count, now)

@@ -190,9 +190,9 @@ class Scripts:
                 asked = "CHECK" if entry in READ_ONLY else "CHARGE"
                 program.add(
                     "bind()\n"
-                    f"local answer, rec, now = plain.answer({asked}, KEYS, ARGV)\n"
+                    f"local answer, values, now, special = plain.answer({asked}, KEYS, ARGV)\n"
                     "if answer then return answer end\n"
-                    "function plain.answer() return nil, rec, now end",
+                    "function plain.answer() return nil, values, now, special end",
                     "script",
                 )
             self._add_libraries(program, needs[early:])

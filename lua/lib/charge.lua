@@ -265,9 +265,9 @@ function charge.answer(count, now, code, allowed)
 end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
--- Returns the number of levels, the instant, the op key - or nil and the status to answer. `rec`, `now`: a
--- single record (false: none) and the instant, where they have been read.
-function charge.read(keys, args, rec, now)
+-- Returns the number of levels, the instant, the op key - or nil and the status to answer. `values`, `now`:
+-- what is stored under the keys and the instant, where they have been read.
+function charge.read(keys, args, values, now)
   local count = #keys
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
@@ -279,15 +279,13 @@ function charge.read(keys, args, rec, now)
   local manual = args[1] ~= ""
   local context = request.context(args[2])
   local extra = request.extra(args[6])
-  local values = alone
   now = now or clock(args[1])
-  if #keys == 1 then
-    if rec == nil then
-      rec = call("GET", keys[1])
+  if not values then
+    if #keys == 1 then
+      alone[1], values = call("GET", keys[1]), alone
+    else
+      values = call("MGET", spread(keys))
     end
-    alone[1] = rec
-  else
-    values = call("MGET", spread(keys))
   end
   local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
   if with_op then

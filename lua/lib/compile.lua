@@ -95,7 +95,7 @@ end
 
 -- Whether every limit that a shape reaches has a plain case that can be written out.
 function compile.can(shape)
-  if shape.count < 1 or shape.count > MOST_LIMITS or shape.names > MOST_NAMES or not shape.whole then
+  if shape.count > MOST_LIMITS or shape.names > MOST_NAMES then
     return false
   end
   for t = 1, shape.count do
@@ -189,15 +189,31 @@ local function limit_code(code, t, target, charging)
   return kind, fill, more
 end
 
--- The text of the function. `charging`: it writes what it charges; else it says what charging would. `expires`:
--- the record carries its expiry. Returns the text and what comes in as constants: packed bytes.
-local function write(parsed, shape, charging, expires)
+-- What lets a record pass as one of the caller's catalog: brought to its revision, and of the group to join
+-- or the very policy where the call says so, which concerns the root.
+local function check_code(parsed, level, charging, expires)
+  local tests = { "rev < context.rev" }
+  if level and level > 1 then
+    tests[2] = "context.pinned"
+  else
+    tests[2] = "not (context.plain or context.first == FP and context.pinned or groups[context.join])"
+  end
+  if level then
+    tests[3] = "seen > now"
+  end
+  if expires and charging then
+    tests[#tests + 1] = "expires < now + " .. number(parsed.forgettable)
+  end
+  return (level and "" or "if seen > now then now = seen end\n") .. "if " .. concat(tests, " or ") .. " then return end"
+end
+
+-- The text of the function, and the packed bytes that come into it.
+local function write(parsed, shape, charging, expires, level)
   local code, packed = {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
   local writes, write_values = { "<I6" }, { "now" }
-  local answers, answer_values = { "<c4ddc0" }, {}
-  local balance = {}
-  local at, figures = HEADER + 1, policy.head(shape, 1)
+  local answers, balance = {}, {}
+  local at, before = HEADER + 1, shape.count > 0 and policy.head(shape, level or 1) or ""
   for t = 1, shape.count do
     local target = shape[t]
     local L = target.limit
@@ -209,55 +225,54 @@ local function write(parsed, shape, charging, expires)
     end
     at = L.offset + L.size
     reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
-    local last = t == shape.count and kind.brief
-    writes[#writes + 1] = last or kind.format
-    write_values[#write_values + 1] = fill(last and kind.brief_writes or kind.writes)
-    -- What never differs is packed now: the head or the end of the limit before, and the limit.
-    packed[t] = figures .. spack("<Bd", 1, L.limit)
-    figures = spack("<d", NONE)
-    answers[#answers + 1] = t < shape.count and "dddddc0" or "dddddc0"
-    local used, applied, resets = fill(kind.used), charging and fill("c#") or "0", fill(kind.resets)
-    answer_values[t] = format("P%d, %s, l%d, 0, %s, %s", t, used, t, applied, resets)
-    if more then
-      balance[#balance + 1] = more
-    end
+    local brief = t == shape.count and kind.brief
+    writes[#writes + 1] = brief or kind.format
+    write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
+    -- What never differs is packed now: the end of what stands before, and the limit.
+    packed[t] = before .. spack("<Bd", 1, L.limit)
+    before = spack("<d", NONE)
+    local applied = charging and fill("c#") or "0"
+    answers[t] = format("P%d, %s, l%d, 0, %s, %s", t, fill(kind.used), t, applied, fill(kind.resets))
+    balance[#balance + 1] = more
   end
-  packed[shape.count + 1] = figures
+  packed[shape.count + 1] = before
   if expires then
     if parsed.tail > at then
-      reads[#reads + 1], read_names[#read_names + 1] = "c" .. number(parsed.tail - at), "gap0"
+      reads[#reads + 1], read_names[#read_names + 1] = "c" .. number(parsed.tail - at), "gap"
     end
     reads[#reads + 1], read_names[#read_names + 1] = "I6", "expires"
   end
-  local text = {
-    "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED",
-  }
-  for t = 1, #packed do
+  local text = { "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, P1" }
+  for t = 2, #packed do
     text[1] = text[1] .. ", P" .. t
   end
   local function add(line, ...)
     text[#text + 1] = format(line, ...)
   end
   add(" = ...")
-  add("return function(key, rec, now, context, amounts)")
+  add("return function(%srec, now, context, amounts)", level and "" or "key, ")
   add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
-  add("%s", amounts_code(shape.names))
-  add('local %s = sunpack("%s", rec, 11)', concat(read_names, ", "), concat(reads))
-  add("if seen > now then now = seen end")
-  add("if rev < context.rev or not (context.plain or context.first == FP and context.pinned or groups[context.join])")
-  if expires and charging then
-    add("or expires < now + %s", number(parsed.forgettable))
+  if shape.count > 0 then
+    add("%s", amounts_code(shape.names))
   end
-  add("then return end")
+  add('local %s = sunpack("%s", rec, 11)', concat(read_names, ", "), concat(reads))
+  add("%s", check_code(parsed, level, charging, expires))
   add("%s", concat(code, "\n"))
-  add("local balance = %s", balance[1] or number(NONE))
+  add("local balance = %s", balance[1] or number(level and -NONE or NONE))
   for b = 2, #balance do
     add("local more = %s if more < balance then balance = more end", balance[b])
   end
-  if charging then
-    add('call("SETRANGE", key, "14", spack("%s", %s))', concat(writes), concat(write_values, ", "))
+  local slice = format('spack("%s", %s)', concat(writes), concat(write_values, ", "))
+  local figures = ("dddddc0"):rep(shape.count)
+  answers[#answers + 1] = "P" .. #packed
+  if level then
+    add('return spack("<c0%s", %s), balance, %s', figures, concat(answers, ", "), slice)
+  else
+    if charging then
+      add('call("SETRANGE", key, "14", %s)', slice)
+    end
+    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures, concat(answers, ", "))
   end
-  add('return spack("%s", OPENING, now, balance, %s, P%d)', concat(answers), concat(answer_values, ", "), #packed)
   add("end")
   return concat(text, "\n"), packed
 end
@@ -275,12 +290,17 @@ local function plain_amount(text)
   return amount
 end
 
--- The function for a shape that compile.can; nil where the server compiles nothing.
--- f(key, record, now, context, amounts) returns the answer, or nil.
-function compile.form(parsed, shape, charging, expires)
-  local text, packed = write(parsed, shape, charging, expires)
+-- The function for a shape that compile.can; nil where the server compiles nothing. `charging`: it charges, else
+-- it says what that would come to. `expires`: the record carries its expiry. Without a level it answers for
+-- a single record, and writes it:
+--   f(key, record, now, context, amounts) returns the answer; nil: not plain.
+-- With one, it leaves to the caller what a path has to have together:
+--   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
+function compile.form(parsed, shape, charging, expires, level)
+  local text, packed = write(parsed, shape, charging, expires, level)
   local chunk = loadstring(text, "=meterd_plain")
-  return chunk and chunk(
-    call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, OPENING, UNTOUCHED, spread(packed)
-  )
+  return chunk
+    and chunk(
+      call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, OPENING, UNTOUCHED, spread(packed)
+    )
 end

@@ -92,15 +92,16 @@ function plain.answer(asked, keys, args)
     return nil
   end
   local rec = call("GET", keys[1])
+  local values = { rec }
   if not rec or #rec < HEADER then
-    return nil, rec
+    return nil, values
   end
   local version, flags, fp, rev, seen = sunpack("<BBc8I4I6", rec)
   local blob = extra.p[fp]
   if version ~= 1 or flags > 1 or rev < sunpack("<I4", args[2]) or type(blob) ~= "string" then
-    return nil, rec
+    return nil, values
   elseif sub(sha1hex(blob), 1, 16) ~= hex(fp) then
-    return nil, rec
+    return nil, values
   end
   local now = clock(args[1])
   -- What a policy holds in the wrong place ends in an error here, and in a word about it on the long way.
@@ -111,7 +112,7 @@ function plain.answer(asked, keys, args)
     decided, answer, slice = pcall(charge_all, asked, rec, max(now, seen), data[5], name, amount)
   end
   if not decided or not answer then
-    return nil, rec, now
+    return nil, values, now, true
   end
   if asked == CHARGE then
     call("SETRANGE", keys[1], "14", slice)
