@@ -32,5 +32,6 @@ local function report(keys, args)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
+  plain.prepare(CHARGE, count, args[3], op_key)
   return answer
 end

@@ -155,7 +155,7 @@ local function limit_code(code, t, target, charging)
   end
   local left, capacity = kind.left, L.capacity or L.limit
   add("local c# = " .. cost(target))
-  if L.kind == POOL and not unlimited and (L.rollover > 0 or L.carry_debt) then
+  if L.kind == POOL and (L.rollover > 0 or L.carry_debt) then
     add(kind.load_carried)
     left, capacity = "k# - u#", huge
   else

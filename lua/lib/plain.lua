@@ -118,8 +118,11 @@ local function prepare(asked, level, place, names)
   local shape = policy.shape(parsed, names)
   local head, at = sub(level.rec, 1, 10), 2 * place + asked
   local by_names = forms[at][head]
-  shape.uses = (shape.uses or 0) + 1
-  if shape.uses < 2 or by_names and by_names[names] or not compile.can(shape) then
+  if shape.plain == nil then
+    shape.plain, shape.uses = compile.can(shape), 0
+  end
+  shape.uses = shape.uses + 1
+  if shape.uses < 2 or by_names and by_names[names] or not shape.plain then
     return
   elseif place == 0 and not shape.whole or place > 0 and flags >= TTL then
     return

@@ -69,16 +69,21 @@ local take = {}
 
 take[POOL] = function(L, rec, now, c, applied)
   local start, fin, anchor, used, drawn, over, carried = sunpack(POOL_FORMAT, rec, L.offset)
-  local limit, room = L.limit, L.overage
-  local left = limit - used
-  if now >= fin or left < c or drawn + over > 0 or carried ~= 0 or used + c > MAX_COUNTER then
+  local limit, left, room = L.limit, NONE, huge
+  if now >= fin or drawn + over > 0 or carried < 0 or used + c > MAX_COUNTER then
     return nil
   end
-  used, left = used + applied, left - applied
-  local resets = fin ~= NEVER and fin or NONE
-  room = room ~= NONE and left + room or huge
-  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, 0),
-    spack(FIGURES, 1, limit, used, left, 0, applied, resets, NONE),
+  if limit ~= NONE then
+    left = limit + carried - used
+    if left < c then
+      return nil
+    end
+    left = left - applied
+    room = L.overage ~= NONE and left + L.overage or huge
+  end
+  used = used + applied
+  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, carried),
+    spack(FIGURES, 1, limit, used, left, 0, applied, fin ~= NEVER and fin or NONE, NONE),
     room
 end
 
