@@ -16,7 +16,7 @@ from bench.server_time import Cost
 from bench.storage import Growth, Size
 
 # Multiples of the floor.
-TIME_GOALS = {"consume, 1 limit": 2.3, "consume, 4 limits": 3.2}
+TIME_GOALS = {"consume, 1 limit": 1.7, "consume, 4 limits": 2.4}
 MEMORY_GOAL = 192  # bytes for a pool and three buckets, the key included
 GROWTH_GOAL = 1.15  # multiple of the time among the fewest subjects
 

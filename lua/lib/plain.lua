@@ -124,7 +124,7 @@ local function prepare(asked, level, place, names)
   shape.uses = shape.uses + 1
   if shape.uses < 2 or by_names and by_names[names] or not shape.plain then
     return
-  elseif place == 0 and not shape.whole or place > 0 and flags >= TTL then
+  elseif place == 0 and not shape.whole or flags >= TTL and (place > 0 or not parsed.forgettable) then
     return
   end
   if form_count >= MOST_FORMS then
