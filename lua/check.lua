@@ -21,6 +21,8 @@ local function check(keys, args)
   local total, code = charge.decide(count, args[3], amount_count, now)
   if code == OK then
     charge.guard(total)
+  end
+  if code == OK or code == RATE_LIMITED then
     plain.prepare(CHECK, count, args[3])
   end
   return charge.answer(count, now, code, code == OK)

@@ -37,6 +37,9 @@ local function consume(keys, args)
   end
   local total, code = charge.decide(count, args[3], amount_count, now)
   if code ~= OK then
+    if code == RATE_LIMITED then
+      plain.prepare(CHARGE, count, args[3], op_key)
+    end
     return charge.answer(count, now, code, false)
   end
   charge.apply(total, now, false)

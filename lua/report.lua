@@ -9,7 +9,7 @@ local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")
   end
-  local answer, values, instant, special = plain.answer(CHARGE, keys, args)
+  local answer, values, instant, special = plain.answer(REPORT, keys, args)
   if answer then
     return answer
   end
@@ -21,7 +21,7 @@ local function report(keys, args)
   answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
     charge.commit(count, now, args, op_key, answer)
-    plain.prepare(CHARGE, count, args[3], op_key)
+    plain.prepare(REPORT, count, args[3], op_key)
     return answer
   end
   local total, code = charge.decide(count, args[3], amount_count, now)
@@ -32,6 +32,6 @@ local function report(keys, args)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
-  plain.prepare(CHARGE, count, args[3], op_key)
+  plain.prepare(REPORT, count, args[3], op_key)
   return answer
 end

@@ -187,7 +187,7 @@ class Scripts:
             early = needs.index("once") + 1 if "once" in needs else 0
             self._add_libraries(program, needs[:early])
             if early:
-                asked = "CHECK" if entry in READ_ONLY else "CHARGE"
+                asked = {"check": "CHECK", "report": "REPORT"}.get(entry, "CHARGE")
                 program.add(
                     "bind()\n"
                     f"local answer, values, now, special = plain.answer({asked}, KEYS, ARGV)\n"

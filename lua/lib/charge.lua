@@ -4,7 +4,7 @@
 -- Answer: status byte 0 | code | allowed | number of sections | now ms | balance, and per level that
 -- has limits to show a section: level | number of limits | length of names | names | per limit
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
--- @gives charge OK
+-- @gives charge OK RATE_LIMITED
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
 local ANSWER = "<BBBBdd"
@@ -277,7 +277,7 @@ function charge.read(keys, args, values, now)
     bad("keys: one per level of the path (1 to 4), then that of the operation id")
   end
   local manual = args[1] ~= ""
-  local context = request.context(args[2])
+  local context = contexts[args[2]] or request.context(args[2])
   local extra = request.extra(args[6])
   now = now or clock(args[1])
   if not values then

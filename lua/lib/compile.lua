@@ -1,8 +1,8 @@
 -- The plain case of one policy and one set of cost names, written out as a function of its own: every
 -- offset, limit and period a constant, the states read by one unpack, the new ones written by one pack and
--- the answer by another. It decides nothing in a way of its own: where a pool's period has ended, an amount
--- does not fit, or anything else is out of the ordinary, it returns nil, having done nothing, and the call
--- takes the long way.
+-- the answer by another. It decides nothing in a way of its own: where a pool's period has ended or anything
+-- else is out of the ordinary, it returns nil, having done nothing, and the call takes the long way. Where it
+-- is only buckets that an amount does not fit, another such function answers.
 --
 -- Its text consists of words of this file and of whole numbers; names and packed bytes come in as values.
 -- @gives compile
@@ -10,13 +10,15 @@
 local compile = {}
 
 local MOST_LIMITS, MOST_NAMES = 8, 8 -- a function has 250 registers
+local REFUSAL = 0 -- besides what plain.answer is asked for: the answer of buckets that refuse
 local UNTOUCHED = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" -- drawn, over and carried of a pool that has none
-local OPENING = "\0\0\1\1" -- status, code OK, allowed, one section
+local OPENING, REFUSED = "\0\0\1\1", "\0\4\0\1" -- status, code OK or RATE_LIMITED, allowed, one section
 
 -- How a kind does it. `format`: of its state, whose fields are `reads`; `writes` are those of the new state.
 -- `brief`: as much of the format as a charge can change, of `brief_writes`. `load` brings the state to now,
 -- `left` says what is left, `late` prepares the figures `used` and `resets`. `#` stands for the number of the
--- limit, {a name} for one of its constants; c# is the amount, u# counts what is used.
+-- limit, {a name} for one of its constants; c# is the amount, u# counts what is used. `retry` sets
+-- q# to when a bucket that refuses would not.
 local KINDS = {
   { -- pool: start, end, anchor, used, the rest
     format = "c6I6c6I7c21", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
@@ -42,6 +44,7 @@ local KINDS = {
       end]],
     open_charge = "s#, u# = {now}, 0 e# = (s# + {period}) * {tick}", open_check = "u#, e# = 0, {none}",
     left = "{limit} - u#", used = "u#", resets = "e#",
+    retry = "if c# <= {limit} then q# = e# end",
   },
   { -- sliding window: its index, used, previous; g# is what counts
     format = "I6I5I5", reads = "w#, u#, p#", writes = "w#, u#, p#",
@@ -61,6 +64,22 @@ local KINDS = {
         g# = u# + (x - x % {period}) / {period}
       end]],
     left = "{limit} - g#", used = "g#", resets = "(w# + 1) * ({period} * {tick})",
+    -- As in lib/bucket.lua: within this window, else at its end, else within the next one.
+    retry = [[
+      if c# <= {limit} then
+        local room, covered, k = {limit} - u# - c#, 0, nil
+        if room >= 0 then
+          local x = room * {period}
+          covered = (x - x % p#) / p#
+          k = (covered > 0 or u# == 0) and w# + 1
+        end
+        if not k then
+          local x = ({limit} - c#) * {period}
+          covered, k = (x - x % u#) / u#, w# + 2
+          if covered > {period} then covered = {period} end
+        end
+        q# = (k * {period} - covered) * {tick}
+      end]],
   },
   { -- token bucket: spent, fraction, tick of the last look
     format = "I5I5I6", reads = "u#, f#, t#", writes = "u#, f#, k#",
@@ -86,6 +105,12 @@ local KINDS = {
         if e# >= {beyond} then e# = {none} end
       end]],
     resets = "e#",
+    retry = [[
+      if c# <= {capacity} then
+        local x = (u# + c# - {capacity}) * {period} - f# + ({limit} - 1)
+        q# = (k# + (x - x % {limit}) / {limit}) * {tick}
+        if q# >= {beyond} then q# = {none} end
+      end]],
   },
 }
 
@@ -130,9 +155,9 @@ local function amounts_code(count)
     8 * count, concat(names, ", "), ("d"):rep(count), concat(tests, " and "))
 end
 
--- Adds what one limit does to `code`. Returns how its kind does it, a substitution for its constants, and
--- the expression for what one call more could spend, nil: no bound.
-local function limit_code(code, t, target, charging)
+-- Adds what one limit does to `code`; `asked` may be REFUSAL. Returns how its kind does it, a substitution for
+-- its constants, and the expression for what one call more could spend, nil: no bound.
+local function limit_code(code, t, target, asked)
   local L = target.limit
   local kind, number_of = KINDS[L.kind], tostring(t)
   local now_ticks, tick = "now", L.tick and number(L.tick)
@@ -143,7 +168,7 @@ local function limit_code(code, t, target, charging)
   local constants = {
     limit = number(L.limit), capacity = L.capacity and number(L.capacity), period = L.period and number(L.period),
     tick = tick, now = now_ticks, never = number(NEVER), none = number(NONE), beyond = number(-NONE),
-    open = charging and kind.open_charge or kind.open_check,
+    open = asked == CHARGE and kind.open_charge or kind.open_check,
   }
   local function fill(text)
     -- `open` holds constants of its own. One tick is one ms, as a rule.
@@ -164,16 +189,26 @@ local function limit_code(code, t, target, charging)
   if L.kind == POOL and (unlimited or capacity > MAX_COUNTER) then
     add("if u# + c# > " .. number(MAX_COUNTER) .. " then return end")
   end
-  if charging then
+  if asked == CHARGE then
     add("u# = u# + c#")
   end
   if kind.weigh then
     add(kind.weigh)
   end
-  if unlimited then
-    add("local l# = {none}")
-  else
-    add("local l# = " .. left .. " if l# < " .. (charging and "0" or "c#") .. " then return end")
+  add("local l# = " .. (unlimited and "{none}" or left))
+  if asked == REFUSAL then
+    add("local y#, q# = 1, {none}")
+    if not unlimited then
+      add("if l# < 0 then l# = 0 end")
+    end
+    if L.kind > POOL then
+      add("if c# > l# then y#, any = 0, true " .. kind.retry .. " end")
+    elseif not unlimited and L.overage ~= NONE then
+      add("if c# > l# + " .. number(L.overage) .. " then return end")
+    end
+  elseif not unlimited then
+    local least = asked == CHARGE and "0" or "c#"
+    add("if l# < " .. least .. " then return refuse and refuse(rec, now, amounts) end")
   end
   if kind.late then
     add(kind.late)
@@ -208,7 +243,8 @@ local function check_code(parsed, level, charging, expires)
 end
 
 -- The text of the function, and the packed bytes that come into it.
-local function write(parsed, shape, charging, expires, level)
+local function write(parsed, shape, asked, expires, level)
+  local charging, refusal = asked == CHARGE, asked == REFUSAL
   local code, packed = {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
   local writes, write_values = { "<I6" }, { "now" }
@@ -217,7 +253,7 @@ local function write(parsed, shape, charging, expires, level)
   for t = 1, shape.count do
     local target = shape[t]
     local L = target.limit
-    local kind, fill, more = limit_code(code, t, target, charging)
+    local kind, fill, more = limit_code(code, t, target, asked)
     if L.offset > at then
       local gap = "c" .. number(L.offset - at)
       reads[#reads + 1], read_names[#read_names + 1] = gap, "gap" .. t
@@ -228,11 +264,16 @@ local function write(parsed, shape, charging, expires, level)
     local brief = t == shape.count and kind.brief
     writes[#writes + 1] = brief or kind.format
     write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
-    -- What never differs is packed now: the end of what stands before, and the limit.
-    packed[t] = before .. spack("<Bd", 1, L.limit)
-    before = spack("<d", NONE)
-    local applied = charging and fill("c#") or "0"
-    answers[t] = format("P%d, %s, l%d, 0, %s, %s", t, fill(kind.used), t, applied, fill(kind.resets))
+    if refusal then
+      packed[t], before = before, ""
+      local limit = number(L.limit)
+      answers[t] = fill("P#, y#, " .. limit .. ", " .. kind.used .. ", l#, 0, 0, " .. kind.resets .. ", q#")
+    else
+      -- What never differs is packed now: the end of what stands before, and the limit.
+      packed[t] = before .. spack("<Bd", 1, L.limit)
+      before = spack("<d", NONE)
+      answers[t] = fill("P#, " .. kind.used .. ", l#, 0, " .. (charging and "c#" or "0") .. ", " .. kind.resets)
+    end
     balance[#balance + 1] = more
   end
   packed[shape.count + 1] = before
@@ -242,7 +283,7 @@ local function write(parsed, shape, charging, expires, level)
     end
     reads[#reads + 1], read_names[#read_names + 1] = "I6", "expires"
   end
-  local text = { "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, P1" }
+  local text = { "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
   for t = 2, #packed do
     text[1] = text[1] .. ", P" .. t
   end
@@ -250,13 +291,17 @@ local function write(parsed, shape, charging, expires, level)
     text[#text + 1] = format(line, ...)
   end
   add(" = ...")
-  add("return function(%srec, now, context, amounts)", level and "" or "key, ")
-  add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+  if refusal then
+    add("return function(rec, now, amounts)")
+  else
+    add("return function(%srec, now, context, amounts)", level and "" or "key, ")
+    add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+  end
   if shape.count > 0 then
     add("%s", amounts_code(shape.names))
   end
   add('local %s = sunpack("%s", rec, 11)', concat(read_names, ", "), concat(reads))
-  add("%s", check_code(parsed, level, charging, expires))
+  add("%s", refusal and "local any" or check_code(parsed, level, charging, expires))
   add("%s", concat(code, "\n"))
   add("local balance = %s", balance[1] or number(level and -NONE or NONE))
   for b = 2, #balance do
@@ -265,7 +310,10 @@ local function write(parsed, shape, charging, expires, level)
   local slice = format('spack("%s", %s)', concat(writes), concat(write_values, ", "))
   local figures = ("dddddc0"):rep(shape.count)
   answers[#answers + 1] = "P" .. #packed
-  if level then
+  if refusal then
+    figures = ("c0Bddddddd"):rep(shape.count) .. "c0"
+    add('if any then return spack("<c4dd%s", OPENING, now, balance, %s) end', figures, concat(answers, ", "))
+  elseif level then
     add('return spack("<c0%s", %s), balance, %s', figures, concat(answers, ", "), slice)
   else
     if charging then
@@ -290,17 +338,23 @@ local function plain_amount(text)
   return amount
 end
 
--- The function for a shape that compile.can; nil where the server compiles nothing. `charging`: it charges, else
--- it says what that would come to. `expires`: the record carries its expiry. Without a level it answers for
--- a single record, and writes it:
+local function make(parsed, shape, asked, expires, level, refuse)
+  local text, packed = write(parsed, shape, asked, expires, level)
+  local chunk = loadstring(text, "=meterd_plain")
+  local opening = asked == REFUSAL and REFUSED or OPENING
+  return chunk
+    and chunk(
+      call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse, spread(packed)
+    )
+end
+
+-- The function for a shape that compile.can; nil where the server compiles nothing. `asked`: it charges, reports
+-- (charges, and never refuses), or says what a charge would come to. `expires`: the record carries its expiry.
+-- Without a level it answers for a single record, writes it, and refuses where buckets do:
 --   f(key, record, now, context, amounts) returns the answer; nil: not plain.
 -- With one, it leaves to the caller what a path has to have together:
 --   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
-function compile.form(parsed, shape, charging, expires, level)
-  local text, packed = write(parsed, shape, charging, expires, level)
-  local chunk = loadstring(text, "=meterd_plain")
-  return chunk
-    and chunk(
-      call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, OPENING, UNTOUCHED, spread(packed)
-    )
+function compile.form(parsed, shape, asked, expires, level)
+  local refuse = not level and asked ~= REPORT and make(parsed, shape, REFUSAL, false, nil, nil)
+  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, expires, level, refuse)
 end

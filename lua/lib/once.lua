@@ -55,7 +55,7 @@ local function charge_all(asked, rec, now, rows, name, amount)
       local by = factor(row, name)
       if by > 0 then
         local L, c = read_limit(row, at), amount * by
-        local state, shown, more = take[kind](L, rec, now, c, asked == CHARGE and c or 0)
+        local state, shown, more = take[kind](L, rec, now, c, asked == CHECK and 0 or c)
         if not state then
           return nil
         end
@@ -114,7 +114,7 @@ function plain.answer(asked, keys, args)
   if not decided or not answer then
     return nil, values, now, true
   end
-  if asked == CHARGE then
+  if asked ~= CHECK then
     call("SETRANGE", keys[1], "14", slice)
   end
   return answer

@@ -1,16 +1,18 @@
 -- Charges and answers in one go where nothing is out of the ordinary: records of the caller's catalog, whose
 -- pools go on in their periods and whose limits have enough left, and nothing brought along. Such a call takes
--- functions of its own (lib/compile.lua), which are made once a policy and cost names have come twice; so a
--- call that nothing outlives never makes any.
+-- functions of its own (lib/compile.lua), which are made once a policy and cost names have come twice.
 -- @gives plain
 
 local MOST_FORMS = 512 -- the collector walks what is kept
 local NO_BOUND = -NONE
 
 local plain = {}
--- By 2 * level (0: a record by itself) + what is asked for, by the first 10 bytes of the record (layout, flags,
+-- By 3 * level (0: a record by itself) + what is asked for, by the first 10 bytes of the record (layout, flags,
 -- policy), by cost names.
-local forms, form_count, late_calls = { {}, {}, {}, {}, {}, {}, {}, {}, {}, {} }, 0, 0
+local forms, form_count, late_calls = {}, 0, 0
+for i = 1, 15 do
+  forms[i] = {}
+end
 local single = {}
 -- From 2 on: what the levels that are charged answer, which ones they are, and their bytes from 15 on.
 local sections, charged, changed = {}, {}, {}
@@ -51,7 +53,7 @@ local function answer_path(asked, keys, args)
   for i = 1, count do
     local rec = values[i]
     if rec then
-      local by_names = forms[2 * i + asked][sub(rec, 1, 10)]
+      local by_names = forms[3 * i + asked][sub(rec, 1, 10)]
       local form = by_names and by_names[names]
       if not form then
         return nil, values, now
@@ -81,7 +83,7 @@ local function answer_path(asked, keys, args)
   end
   sections[1] = spack("<BBBBdd", 0, 0, 1, shown - 1, now, balance < NO_BOUND and balance or NONE)
   local answer = join(sections, shown)
-  if asked == CHARGE then
+  if asked ~= CHECK then
     write_path(keys, values, shown, now, args, with_op and keys[count + 1], answer)
   end
   return answer
@@ -116,7 +118,7 @@ end
 local function prepare(asked, level, place, names)
   local parsed, flags = level.parsed, level.flags
   local shape = policy.shape(parsed, names)
-  local head, at = sub(level.rec, 1, 10), 2 * place + asked
+  local head, at = sub(level.rec, 1, 10), 3 * place + asked
   local by_names = forms[at][head]
   if shape.plain == nil then
     shape.plain, shape.uses = compile.can(shape), 0
@@ -142,12 +144,12 @@ local function prepare(asked, level, place, names)
     by_names = {}
     forms[at][head] = by_names
   end
-  local form = compile.form(parsed, shape, asked == CHARGE, flags >= TTL, place > 0 and place or nil)
+  local form = compile.form(parsed, shape, asked, flags >= TTL, place > 0 and place or nil)
   by_names[names] = place > 0 and { charge = form, whole = shape.whole } or form
   form_count = form_count + 1
 end
 
--- After a call that took the long way and went well.
+-- After a call that took the long way: it went well, or buckets refused it.
 function plain.prepare(asked, count, names, op_key)
   if not loadstring then
     return

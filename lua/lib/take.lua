@@ -8,7 +8,7 @@ local POOL_FORMAT, FIXED_FORMAT = "<I6I6I6I7I7I7i7", "<I6I5"
 local SLIDING_FORMAT, TOKEN_FORMAT = "<I6I5I5", "<I5I5I6"
 local SIZES = { 46, 11, 16, 16 } -- of a state, by kind
 local LETTERS = { "p", "f", "s", "t", "g" } -- of a kind, in an answer
-local CHARGE, CHECK = 1, 2 -- what plain.answer is asked for
+local CHARGE, CHECK, REPORT = 1, 2, 3 -- what plain.answer is asked for
 
 local opened = {} -- msgpack that lib/once.lua has unpacked, by its bytes
 

@@ -28,6 +28,7 @@ from tests.support import servers
 NOW = 1_735_689_600_000
 DAY = 86_400_000
 NAMES = ("a", "b", "c")
+RATE_LIMITED = 4  # the code of an answer, its second byte
 NO_LONG_WAY, ONE_BY_ONE = b"no long way", b"one by one"
 SWITCHES = (
     (
@@ -188,6 +189,19 @@ def test_what_comes_again_is_charged_plainly(
         assert again == (b"\x01" + first[0], first[1])
 
 
+@pytest.mark.parametrize("verb", ["consume", "check"])
+@pytest.mark.parametrize("names", ["a", "b", "c", "b,c", "a,b,c"])
+def test_what_buckets_refuse_again_is_refused_plainly(raw: Raw, verb: str, names: str) -> None:
+    records = Records(raw, [FOUR])
+    records.make(NOW)
+    call = (verb, 0, NOW + 5, names, [10**7] * len(names.split(",")))
+    for _ in range(2):
+        records.charge(*call)
+    refused = records.plainly(*call)
+    assert refused, "the long way"
+    assert refused[0][1] == RATE_LIMITED
+
+
 def test_a_record_that_carries_its_expiry_is_charged_plainly_while_that_is_far(raw: Raw) -> None:
     records = Records(raw, [BUCKETS])
     records.make(NOW)
@@ -280,7 +294,7 @@ def shown(outcome: tuple[Any, list[Any]]) -> tuple[str, list[Any]]:
 
 def compare(raw: Raw, rng: random.Random, number: int, steps: int, seen: Counter[str]) -> None:
     """Random charges of random records, each by every way; what they say and store is the same."""
-    depth = rng.choice((1, 1, 1, 2, 3))
+    depth = rng.choice((1, 1, 1, 2, 2, 3))
     limits = [some_limits(rng) for _ in range(depth)]
     records = Records(raw, [policy(*level) for level in limits], number)
     now = NOW + rng.randint(0, 10**9)
@@ -303,6 +317,7 @@ def compare(raw: Raw, rng: random.Random, number: int, steps: int, seen: Counter
         plain = records.plainly(verb, 0, *call, op=op)
         kind = f"{verb}{' op' if op else ''}{' path' if depth > 1 else ''}"
         seen[kind] += plain is not None
+        seen[f"{verb} refused"] += plain is not None and plain[0][1] == RATE_LIMITED
         made = plain or records.charge(verb, 0, *call, op=op)
         context = (number, step, verb, call, op, before, [p.blob for p in records.policies])
         assert shown(made) == shown(wanted), ("plain" if plain else "long", *context)
@@ -313,8 +328,10 @@ def compare(raw: Raw, rng: random.Random, number: int, steps: int, seen: Counter
 def test_every_way_says_and_stores_the_same(raw: Raw) -> None:
     raw.client.flushall()
     seen: Counter[str] = Counter()
-    for number in range(60):
-        compare(raw, random.Random(f"plain {number}"), number, 60, seen)
-    for kind in ("consume", "report", "check", "consume op", "consume path", "check path"):
-        assert seen[kind] > 30, seen
-    assert seen["consume op path"] > 10, seen
+    for number in range(40):
+        compare(raw, random.Random(f"plain {number}"), number, 50, seen)
+    for verb in ("consume", "report", "check"):
+        assert seen[verb] > 30, seen
+        assert seen[f"{verb} path"] > 5, seen
+    for kind in ("consume op", "consume op path", "consume refused", "check refused"):
+        assert seen[kind] > 5, seen
