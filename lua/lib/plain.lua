@@ -132,7 +132,7 @@ local function prepare(asked, level, place, names)
   if form_count >= MOST_FORMS then
     -- What came too late does without; once that has cost enough, everything starts over.
     late_calls = late_calls + 1
-    if late_calls < 32 * MOST_FORMS then
+    if late_calls < 128 * MOST_FORMS then
       return
     end
     form_count, late_calls, by_names = 0, 0, nil
@@ -140,11 +140,16 @@ local function prepare(asked, level, place, names)
       forms[i] = {}
     end
   end
+  -- The write is behind us: whatever may be wrong with a function, the call has its answer.
+  local made, form = pcall(compile.form, parsed, shape, asked, flags >= TTL, place > 0 and place or nil)
+  if not made or not form then
+    shape.plain = false
+    return
+  end
   if not by_names then
     by_names = {}
     forms[at][head] = by_names
   end
-  local form = compile.form(parsed, shape, asked, flags >= TTL, place > 0 and place or nil)
   by_names[names] = place > 0 and { charge = form, whole = shape.whole } or form
   form_count = form_count + 1
 end

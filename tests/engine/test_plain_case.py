@@ -228,7 +228,7 @@ def test_no_more_functions_are_kept_than_the_collector_should_walk(switched: Pat
                 records.charge("consume", 0, NOW, "a", [1])
         plain = [bool(records.plainly("consume", 0, NOW, "a", [1])) for records in every]
         assert plain == [True] * 4 + [False] * 2
-        for _ in range(32 * 4):
+        for _ in range(128 * 4):
             every[5].charge("consume", 0, NOW, "a", [1])
         plain = [bool(records.plainly("consume", 0, NOW, "a", [1])) for records in every]
         assert plain == [False] * 5 + [True]
