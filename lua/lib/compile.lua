@@ -175,8 +175,9 @@ local function limit_code(code, t, target, asked)
     local filled = text:gsub("{(%l+)}", constants):gsub("{(%l+)}", constants):gsub("#", number_of)
     return (filled:gsub(" %* 1(%D)", "%1"):gsub(" %* 1$", ""))
   end
+  local lines = {}
   local function add(text)
-    code[#code + 1] = fill(text)
+    lines[#lines + 1] = text
   end
   local left, capacity = kind.left, L.capacity or L.limit
   add("local c# = " .. cost(target))
@@ -213,6 +214,7 @@ local function limit_code(code, t, target, asked)
   if kind.late then
     add(kind.late)
   end
+  code[#code + 1] = fill(concat(lines, "\n"))
   if target.first == 0 or unlimited or L.overage == NONE then
     return kind, fill, nil
   end
