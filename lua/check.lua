@@ -3,20 +3,27 @@
 -- ARGV  1..6   as consume; 5 is empty
 -- RETURNS as consume, without 1 and 4
 -- WRITES nothing
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base take once calendar pool bucket policy request record op charge compile plain
 -- @flags no-writes
 local function check(keys, args)
   if #args ~= 6 or args[5] ~= "" then
     bad("check takes 6 arguments, the fifth empty")
   end
+  local answer, values, instant = plain.answer(CHECK, keys, args)
+  if answer then
+    return answer
+  end
   local amount_count = charge.amounts(args[4])
-  local count, now = charge.read(keys, args)
+  local count, now = charge.read(keys, args, values, instant)
   if not count then
     return now
   end
   local total, code = charge.decide(count, args[3], amount_count, now)
   if code == OK then
     charge.guard(total)
+  end
+  if code == OK or code == RATE_LIMITED then
+    plain.prepare(CHECK, count, args[3])
   end
   return charge.answer(count, now, code, code == OK)
 end

@@ -15,28 +15,37 @@
 --       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
 --       4 conflict     the operation id belongs to another request
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base take once calendar pool bucket policy request record op charge compile plain
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")
   end
+  local answer, values, instant, special = plain.answer(CHARGE, keys, args)
+  if answer then
+    return answer
+  end
   local amount_count = charge.amounts(args[4])
-  local count, now, op_key = charge.read(keys, args)
+  local count, now, op_key = charge.read(keys, args, values, instant)
   if not count then
     return now
   end
-  local answer = charge.plainly(count, args[3], amount_count, now)
+  answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
     charge.commit(count, now, args, op_key, answer)
+    plain.prepare(CHARGE, count, args[3], op_key)
     return answer
   end
   local total, code = charge.decide(count, args[3], amount_count, now)
   if code ~= OK then
+    if code == RATE_LIMITED then
+      plain.prepare(CHARGE, count, args[3], op_key)
+    end
     return charge.answer(count, now, code, false)
   end
   charge.apply(total, now, false)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
+  plain.prepare(CHARGE, count, args[3], op_key)
   return answer
 end

@@ -13,7 +13,7 @@
 --       10 extra   as consume
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
 -- WRITES the record
--- @needs base calendar pool bucket policy request record op assign
+-- @needs base take calendar pool bucket policy request record op assign
 local function override(keys, args)
   if #args ~= 10 then
     bad("override takes 10 arguments")

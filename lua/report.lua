@@ -4,19 +4,24 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base take once calendar pool bucket policy request record op charge compile plain
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")
   end
+  local answer, values, instant, special = plain.answer(REPORT, keys, args)
+  if answer then
+    return answer
+  end
   local amount_count = charge.amounts(args[4])
-  local count, now, op_key = charge.read(keys, args)
+  local count, now, op_key = charge.read(keys, args, values, instant)
   if not count then
     return now
   end
-  local answer = charge.plainly(count, args[3], amount_count, now)
+  answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
     charge.commit(count, now, args, op_key, answer)
+    plain.prepare(REPORT, count, args[3], op_key)
     return answer
   end
   local total, code = charge.decide(count, args[3], amount_count, now)
@@ -27,5 +32,6 @@ local function report(keys, args)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   charge.commit(count, now, args, op_key, answer)
+  plain.prepare(REPORT, count, args[3], op_key)
   return answer
 end

@@ -4,7 +4,7 @@
 -- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
 --       level, policy (8 bytes), stored (0/1), length (2 bytes) and bytes of the overrides as msgpack
 -- WRITES nothing
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base take calendar pool bucket policy request record op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then

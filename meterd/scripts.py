@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from meterd.errors import ScriptError
 # In the order in which they build on one another.
 LIBRARIES = (
     "base",
+    "take",
+    "once",
     "calendar",
     "pool",
     "bucket",
@@ -27,12 +30,17 @@ LIBRARIES = (
     "record",
     "op",
     "charge",
+    "compile",
+    "plain",
     "assign",
 )
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
 )  # fmt: skip
+# What only a function library is for, because it outlives a call; and what only a script is for.
+_KEPT = frozenset({"compile", "plain"})
+_ONCE = frozenset({"once"})
 READ_ONLY = frozenset({"check", "usage"})
 
 
@@ -48,6 +56,11 @@ def lua_root() -> Path:
     raise ScriptError("the Lua sources are missing from this installation; install meterd again")
 
 
+def _marked(source: str, mark: str) -> list[str]:
+    found = re.search(rf"^-- @{mark} (.*)$", source, re.MULTILINE)
+    return found.group(1).split() if found else []
+
+
 class Line(NamedTuple):
     file: str
     number: int
@@ -56,9 +69,15 @@ class Line(NamedTuple):
 class Program:
     """Lua text put together from files, remembering which line came from where."""
 
-    def __init__(self) -> None:
+    def __init__(self, prelude: str = "") -> None:
         self._lines: list[str] = []
         self._origin: list[Line] = []
+        if prelude:
+            self.add(prelude, "prelude")
+
+    def join(self, other: Program) -> None:
+        self._lines += other._lines
+        self._origin += other._origin
 
     def add(self, text: str, file: str) -> None:
         for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
@@ -97,23 +116,40 @@ class Scripts:
 
     def header(self, entry: str, mark: str) -> list[str]:
         """The words after `-- @mark` in an entry."""
-        found = re.search(rf"^-- @{mark} (.*)$", self._source(f"{entry}.lua"), re.MULTILINE)
-        return found.group(1).split() if found else []
+        return _marked(self._source(f"{entry}.lua"), mark)
 
-    def _compose(self, libraries: tuple[str, ...], entries: tuple[str, ...]) -> Program:
-        program = Program()
-        if self._prelude:
-            program.add(self._prelude, "prelude")
+    def _add_libraries(self, program: Program, libraries: Iterable[str]) -> None:
+        """Libraries as they build on one another.
+
+        One that `@gives` names to those behind it stands in a function of its own. A script makes
+        its closures with every call, and making one takes a walk over all locals of the same
+        function that closures hold: in one long chunk that would be most of a call's time.
+        """
         for library in libraries:
-            program.add(self._source(f"lib/{library}.lua"), f"lua/lib/{library}.lua")
-        for entry in entries:
-            program.add(self._source(f"{entry}.lua"), f"lua/{entry}.lua")
+            source = self._source(f"lib/{library}.lua")
+            given = ", ".join(_marked(source, "gives"))
+            if given:
+                program.add(f"local {given} = (function()", "library")
+            program.add(source, f"lua/lib/{library}.lua")
+            if given:
+                program.add(f"return {given} end)()", "library")
+
+    def _add_entry(self, program: Program, entry: str) -> None:
+        program.add(self._source(f"{entry}.lua"), f"lua/{entry}.lua")
+
+    @cached_property
+    def _body(self) -> Program:
+        """The function library but for its name."""
+        program = Program(self._prelude)
+        self._add_libraries(program, (name for name in LIBRARIES if name not in _ONCE))
+        for entry in ENTRIES:
+            self._add_entry(program, entry)
         return program
 
     @cached_property
     def digest(self) -> str:
         """Eight hex digits of the whole text: the version in the library's name."""
-        return self._compose(LIBRARIES, ENTRIES).sha1[:8]
+        return self._body.sha1[:8]
 
     @property
     def library_name(self) -> str:
@@ -127,9 +163,7 @@ class Scripts:
         """Every entry as one function library, for FUNCTION LOAD."""
         program = Program()
         program.add(f"#!lua name={self.library_name}", "library")
-        body = self._compose(LIBRARIES, ENTRIES)
-        program._lines += body._lines
-        program._origin += body._origin
+        program.join(self._body)
         for entry in ENTRIES:
             flags = ", ".join(f"'{flag}'" for flag in self.header(entry, "flags"))
             program.add(
@@ -143,11 +177,27 @@ class Scripts:
         return program
 
     def script(self, entry: str) -> Program:
-        """One entry with just the libraries it needs, for EVALSHA."""
+        """One entry with just the libraries it needs, for EVALSHA.
+
+        What `once` can answer is answered before the libraries behind it come to life.
+        """
         if entry not in self._scripts:
-            needs = self.header(entry, "needs")
-            program = self._compose(tuple(n for n in LIBRARIES if n in needs), (entry,))
-            program.add(f"bind()\nreturn {entry}(KEYS, ARGV)", "script")
+            program = Program(self._prelude)
+            needs = [name for name in self.header(entry, "needs") if name not in _KEPT]
+            early = needs.index("once") + 1 if "once" in needs else 0
+            self._add_libraries(program, needs[:early])
+            if early:
+                asked = {"check": "CHECK", "report": "REPORT"}.get(entry, "CHARGE")
+                program.add(
+                    "bind()\n"
+                    f"local answer, values, now, special = plain.answer({asked}, KEYS, ARGV)\n"
+                    "if answer then return answer end\n"
+                    "function plain.answer() return nil, values, now, special end",
+                    "script",
+                )
+            self._add_libraries(program, needs[early:])
+            self._add_entry(program, entry)
+            program.add(("" if early else "bind()\n") + f"return {entry}(KEYS, ARGV)", "script")
             self._scripts[entry] = program
         return self._scripts[entry]
 

@@ -1,5 +1,6 @@
 -- Changing what a record holds: its plans, its overrides, a limit's use. Every such call names one
 -- record, reads it, and writes it whole.
+-- @gives assign
 
 local assign = {}
 

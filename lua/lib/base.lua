@@ -52,11 +52,17 @@ local function hex(text)
   return format(("%02x"):rep(#text), byte(text, 1, -1))
 end
 
+local second, second_ms -- of the last call: reading a number costs more than comparing a text
+
 -- The instant of the call in ms: the test clock where one is given, else the server's.
 local function clock(text)
   if text == "" then
     local t = call("TIME")
-    return t[1] * 1000 + floor(t[2] / 1000)
+    local seconds, us = t[1], t[2] + 0
+    if seconds ~= second then
+      second, second_ms = seconds, seconds * 1000
+    end
+    return second_ms + (us - us % 1000) / 1000
   end
   if not find(text, "^%d+$") or #text > 14 then
     bad("now: milliseconds as up to 14 digits, or empty for the server's clock")

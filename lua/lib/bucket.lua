@@ -3,30 +3,10 @@
 -- Time inside a bucket is counted in ticks of t ms (1 ms unless the limit is huge), a period is P of
 -- them; t is chosen so that every product stays below 2^53. Instants that leave a bucket are tick
 -- starts, in ms.
-
--- t for a capacity m (<= 10^12) and a period in ms: ceil(m * per / 2^52), exact. The product needs up
--- to 75 bits, so it is summed in limbs of 2^22, 2^11 and 1.
-local function tick_ms(m, per)
-  local low = m % 4194304
-  local c = low % 2048 * per
-  local d = floor(low / 2048) * per + floor(c / 2048)
-  local a = floor(m / 4194304) * per + floor(d / 2048)
-  local t = floor(a / 1073741824)
-  if a % 1073741824 > 0 or d % 2048 > 0 or c % 2048 > 0 then
-    t = t + 1
-  end
-  return max(1, t)
-end
-
--- Smallest integer not below x / y; exact for x < 2^53.
-local function ceil_div(x, y)
-  return floor((x + y - 1) / y)
-end
+-- @gives fixed sliding token
 
 ------------------------------------------------------------------------------------------ fixed window
 -- `start` (tick) and `used`; a closed window has start NEVER and used 0.
-
-local FIXED_FORMAT, FIXED_SIZE = "<I6I5", 11
 
 local fixed = {}
 
@@ -57,23 +37,6 @@ function fixed.charge(L, c, now, s)
     s.start = floor(now / L.tick)
   end
   s.used, s.left = s.used + c, s.left - c
-end
-
--- The plain case in one go, as in lib/pool.lua: c > 0 fits.
-function fixed.take(L, rec, now, c)
-  local start, used = sunpack(FIXED_FORMAT, rec, L.offset)
-  local limit, P, t = L.limit, L.period, L.tick
-  local ends = (start + P) * t
-  if now >= ends or start == NEVER then
-    start, used = floor(now / t), 0
-    ends = (start + P) * t
-  end
-  used = used + c
-  local left = limit - used
-  if left < 0 then
-    return nil
-  end
-  return spack(FIXED_FORMAT, start, used), spack(FIGURES, 1, limit, used, left, 0, c, ends, NONE), left
 end
 
 function fixed.refund(L, c, _, s)
@@ -127,18 +90,7 @@ end
 -- `window`: index of the current one, `used`: what was used in it, `previous`: in the one before, which
 -- weighs by the part of it that the sliding period still covers.
 
-local SLIDING_FORMAT, SLIDING_SIZE = "<I6I5I5", 16
-
 local sliding = {}
-
--- The window of a tick, where `window` was charged last.
-local function rolled(L, tick, window, used, previous)
-  local k = floor(tick / L.period)
-  if k == window then
-    return window, used, previous
-  end
-  return k, 0, k == window + 1 and used or 0
-end
 
 -- What counts now.
 local function weighted(L, now, s)
@@ -173,30 +125,6 @@ end
 
 function sliding.charge(_, c, _, s)
   s.used, s.left = s.used + c, s.left - c
-end
-
--- The plain case: c > 0 fits.
-function sliding.take(L, rec, now, c)
-  local window, used, previous = sunpack(SLIDING_FORMAT, rec, L.offset)
-  local limit, P, t = L.limit, L.period, L.tick
-  local tick = floor(now / t)
-  local elapsed = tick - window * P
-  if elapsed < 0 or elapsed >= P then
-    window, used, previous = rolled(L, tick, window, used, previous)
-    elapsed = tick - window * P
-  end
-  used = used + c
-  local counted = used
-  if previous > 0 then
-    counted = used + ceil_div(previous * (P - elapsed), P)
-  end
-  local left = limit - counted
-  if left < 0 then
-    return nil
-  end
-  return spack(SLIDING_FORMAT, window, used, previous),
-    spack(FIGURES, 1, limit, counted, left, 0, c, (window + 1) * P * t, NONE),
-    left
 end
 
 function sliding.refund(L, c, now, s)
@@ -253,8 +181,6 @@ end
 -- `used`: tokens spent and not yet back, `fraction`, `tick` of the last look: `limit` tokens come back
 -- per P ticks, the remainder of the division is carried exactly.
 
-local TOKEN_FORMAT, TOKEN_SIZE = "<I5I5I6", 16
-
 local token = {}
 
 local function token_left(L, s)
@@ -264,29 +190,6 @@ local function token_left(L, s)
   end
   s.left = left
   return left
-end
-
-local function refill(L, tick, spent, fraction, last)
-  if tick > last and spent > 0 then
-    local gained = (tick - last) * L.limit
-    if gained >= spent * L.period then -- beyond this the sum could pass 2^53
-      return 0, 0
-    end
-    gained = gained + fraction
-    spent = spent - floor(gained / L.period)
-    fraction = gained % L.period
-  end
-  if spent <= 0 then
-    return 0, 0
-  end
-  return spent, fraction
-end
-
--- The instant at which `units` more will have come back; NONE where no clock reaches it.
-local function refilled_at(L, units, fraction, tick)
-  local limit = L.limit
-  local at = (tick + floor((units * L.period - fraction + limit - 1) / limit)) * L.tick
-  return at < -NONE and at or NONE
 end
 
 function token.load(L, rec, now, s)
@@ -303,21 +206,6 @@ end
 
 function token.charge(_, c, _, s)
   s.used, s.left = s.used + c, s.left - c
-end
-
--- The plain case: c > 0 fits.
-function token.take(L, rec, now, c)
-  local spent, fraction, last = sunpack(TOKEN_FORMAT, rec, L.offset)
-  local limit, tick = L.limit, floor(now / L.tick)
-  spent, fraction = refill(L, tick, spent, fraction, last)
-  spent = spent + c
-  local left = L.capacity - spent
-  if left < 0 or limit == 0 then
-    return nil
-  end
-  return spack(TOKEN_FORMAT, spent, fraction, tick),
-    spack(FIGURES, 1, limit, spent, left, 0, c, refilled_at(L, spent, fraction, tick), NONE),
-    left
 end
 
 function token.refund(L, c, _, s)

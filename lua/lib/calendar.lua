@@ -7,6 +7,7 @@
 --
 -- Day and month counts follow the proleptic Gregorian algorithms that H. Hinnant describes in
 -- "chrono-compatible low-level date algorithms".
+-- @gives calendar DAY CENTURY
 
 local DAY = 86400000
 local HOUR = 3600000

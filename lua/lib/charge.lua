@@ -4,6 +4,7 @@
 -- Answer: status byte 0 | code | allowed | number of sections | now ms | balance, and per level that
 -- has limits to show a section: level | number of limits | length of names | names | per limit
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
+-- @gives charge OK RATE_LIMITED
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
 local ANSWER = "<BBBBdd"
@@ -59,7 +60,7 @@ function charge.plainly(count, names, amount_count, now)
             m = m + 1
             states[m] = sub(rec, gap, L.offset - 1)
           end
-          local state, figures, left = L:take(rec, now, c)
+          local state, figures, left = take[L.kind](L, rec, now, c, c)
           if not state then
             return nil
           end
@@ -264,8 +265,9 @@ function charge.answer(count, now, code, allowed)
 end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
--- Returns the number of levels, the instant, the op key - or nil and the status to answer.
-function charge.read(keys, args)
+-- Returns the number of levels, the instant, the op key - or nil and the status to answer. `values`, `now`:
+-- what is stored under the keys and the instant, where they have been read.
+function charge.read(keys, args, values, now)
   local count = #keys
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
@@ -275,14 +277,15 @@ function charge.read(keys, args)
     bad("keys: one per level of the path (1 to 4), then that of the operation id")
   end
   local manual = args[1] ~= ""
-  local context = request.context(args[2])
+  local context = contexts[args[2]] or request.context(args[2])
   local extra = request.extra(args[6])
-  local now = clock(args[1])
-  local values = alone
-  if #keys == 1 then
-    alone[1] = call("GET", keys[1])
-  else
-    values = call("MGET", spread(keys))
+  now = now or clock(args[1])
+  if not values then
+    if #keys == 1 then
+      alone[1], values = call("GET", keys[1]), alone
+    else
+      values = call("MGET", spread(keys))
+    end
   end
   local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
   if with_op then

@@ -2,6 +2,7 @@
 --
 -- Stored: 16 bytes of request digest, 6 of the instant it ends, then the answer. The instant decides;
 -- the Redis TTL only frees memory.
+-- @gives op
 
 local op = {}
 

@@ -9,12 +9,9 @@
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
 --   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
+-- @gives policy split_names
 
-local POOL, FLAG = 1, 5
-local HEADER = 20
-local SIZES = { POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
 local COLUMNS = { 12, 6, 6, 6, 2 }
-local LETTERS = { "p", "f", "s", "t", "g" }
 -- A limit finds what its kind does (load, charge, ...) behind its own fields.
 local BEHAVIOUR = { { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token } }
 
@@ -30,22 +27,26 @@ local function dimension(L)
   end
 end
 
-local function parse_limit(row, zones)
-  local L = { kind = row[1], name = row[2], limit = row[3] }
-  if L.kind == POOL then
-    L.overage, L.rollover, L.carry_debt = row[4], row[5], row[6] == 1
-    L.unit, L.every, L.mode, L.anchor = row[7], row[8], row[9], row[10]
-    L.zone = zones[row[11]]
-    L.zone_name = L.zone and L.zone.name
-    L.rates = row[12]
-  elseif L.kind < FLAG then
-    L.burst, L.per, L.rates = row[4], row[5], row[6]
-    L.overage = 0
-    dimension(L)
-  else
-    L.limit, L.rates = NONE, {}
+-- Row i as a limit whose state begins at byte `at`. One table of its final size costs less than one that
+-- grows, and a script parses with every call.
+local function parse_limit(i, row, zones, at)
+  local kind = row[1]
+  if kind == POOL then
+    local zone = zones[row[11]]
+    return setmetatable({
+      kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[12],
+      overage = row[4], rollover = row[5], carry_debt = row[6] == 1,
+      unit = row[7], every = row[8], mode = row[9], anchor = row[10], zone = zone, zone_name = zone and zone.name,
+    }, BEHAVIOUR[kind])
+  elseif kind == FLAG then
+    return { kind = kind, name = row[2], limit = NONE, index = i, rates = {} }
   end
-  return L.kind < FLAG and setmetatable(L, BEHAVIOUR[L.kind]) or L
+  local L = {
+    kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[6],
+    overage = 0, burst = row[4], per = row[5], capacity = 0, tick = 1, period = 1,
+  }
+  dimension(L)
+  return setmetatable(L, BEHAVIOUR[kind])
 end
 
 -- How long after its last charge a record of nothing but buckets can still differ from an unseen
@@ -77,7 +78,8 @@ local function valid_row(row, zone_count)
     return false
   end
   for i = 3, columns - 1 do
-    if not is_whole(row[i], NONE, -NONE) then
+    local n = row[i]
+    if type(n) ~= "number" or n % 1 ~= 0 or n < NONE or n > -NONE then
       return false
     end
   end
@@ -85,7 +87,7 @@ local function valid_row(row, zone_count)
     local endless = row[7] == 0
     if row[3] < 0 and row[3] ~= NONE or row[4] < 0 and row[4] ~= NONE or row[5] < 0 then
       return false
-    elseif not is_whole(row[7], 0, 3) or not is_whole(row[9], 0, 4) or not is_whole(row[11], 0, zone_count) then
+    elseif row[7] < 0 or row[7] > 3 or row[9] < 0 or row[9] > 4 or row[11] < 0 or row[11] > zone_count then
       return false
     elseif row[8] < (endless and 0 or 1) or endless and row[9] > 0 then
       return false
@@ -93,13 +95,14 @@ local function valid_row(row, zone_count)
   elseif kind < FLAG then
     if row[3] < 0 or max(row[3], row[4]) > MAX_RATE or row[4] < 0 and row[4] ~= NONE then
       return false
-    elseif not is_whole(row[5], 1, 366 * DAY) then
+    elseif row[5] < 1 or row[5] > 366 * DAY then
       return false
     end
   end
   local rates = columns > 2 and row[columns] or {}
   for r = 1, #rates, 2 do
-    if type(rates[r]) ~= "string" or not is_whole(rates[r + 1], 1, MAX_COUNTER) then
+    local n = rates[r + 1]
+    if type(rates[r]) ~= "string" or type(n) ~= "number" or n % 1 ~= 0 or n < 1 or n > MAX_COUNTER then
       return false
     end
   end
@@ -131,10 +134,13 @@ local function valid(data)
 end
 
 local function parse(fp, blob)
-  if type(blob) ~= "string" or sub(sha1hex(blob), 1, 16) ~= hex(fp) then
-    bad("policies: bytes that do not hash to the name they are given under")
+  local readable, data = true, opened[blob]
+  if not data then
+    if type(blob) ~= "string" or sub(sha1hex(blob), 1, 16) ~= hex(fp) then
+      bad("policies: bytes that do not hash to the name they are given under")
+    end
+    readable, data = pcall(munpack, blob)
   end
-  local readable, data = pcall(munpack, blob)
   if not readable or type(data) ~= "table" or data[1] ~= 1 then
     bad("policies: bytes of a layout that is not known here")
   end
@@ -146,34 +152,22 @@ local function parse(fp, blob)
   for i, zone in ipairs(data[3]) do
     zones[i] = { name = zone[1], list = zone[2], horizon = data[2], policy = fp }
   end
-  local parsed = { fp = fp, groups = {}, limits = {}, names = {}, reach = {}, shapes = {}, shape_count = 0 }
-  parsed.layout = ""
+  local parsed = {
+    fp = fp, groups = {}, limits = {}, names = {}, shapes = {}, shape_count = 0,
+    layout = "", held = nil, tail = 0, forgettable = nil,
+  }
   for _, plan in ipairs(data[4]) do
     parsed.groups[plan[1]] = true
     parsed.held = true
   end
   local at = HEADER + 1
   for i, row in ipairs(data[5]) do
-    local L = parse_limit(row, zones)
-    L.index = i
+    local L = parse_limit(i, row, zones, at)
     if L.kind < FLAG then
-      L.offset, L.size = at, SIZES[L.kind]
       parsed.layout = parsed.layout .. LETTERS[L.kind]
       at = at + L.size
     end
     parsed.limits[i], parsed.names[L.name] = L, L
-    local rates = L.rates
-    if #rates == 0 then
-      rates = { L.name, 1 }
-    end
-    for r = 1, #rates, 2 do
-      local list = parsed.reach[rates[r]]
-      if not list then
-        list = {}
-        parsed.reach[rates[r]] = list
-      end
-      list[#list + 1] = { i, rates[r + 1] }
-    end
   end
   parsed.tail = at -- where the variable part of a record begins
   parsed.forgettable = #parsed.limits > 0 and forgettable_after(parsed.limits) or nil
@@ -232,31 +226,36 @@ local function split_names(text)
   return names
 end
 
+-- How the cost names that a limit charges reach it: {position, factor} each; nil if none does. `first`: where
+-- a name stands first, `again`: where the name of a position stands next.
+local function reaching(L, first, again, reached)
+  local rates, list = L.rates, nil
+  local own = #rates == 0
+  for r = 1, own and 1 or #rates, 2 do
+    local j = first[own and L.name or rates[r]]
+    while j do
+      list = list or {}
+      list[#list + 1] = { j, own and 1 or rates[r + 1] }
+      reached[j] = true
+      j = again[j]
+    end
+  end
+  return list
+end
+
 -- What a set of cost names means under a policy: which limits are charged, in record order, by which
 -- amounts at which factors.
 local function make_shape(parsed, text)
   local every = text == "*"
   local names = every and {} or split_names(text)
-  local terms, reached = {}, {}
-  if every then
-    for i = 1, #parsed.limits do
-      terms[i] = { { 1, 1 } }
-    end
-  end
-  for j, name in ipairs(names) do
-    for _, pair in ipairs(parsed.reach[name] or {}) do
-      reached[j] = true
-      terms[pair[1]] = terms[pair[1]] or {}
-      terms[pair[1]][#terms[pair[1]] + 1] = { j, pair[2] }
-    end
+  local reached, first, again = {}, {}, {}
+  for j = #names, 1, -1 do
+    again[j], first[names[j]] = first[names[j]], j
   end
   local shape = { names = every and 1 or #names, reached = reached, whole = true, simple = true, heads = {} }
-  for j = 1, #names do
-    shape.whole = shape.whole and reached[j] == true
-  end
   local described, count, at = {}, 0, HEADER + 1
   for i, L in ipairs(parsed.limits) do
-    local list = terms[i]
+    local list = every and { { 1, 1 } } or reaching(L, first, again, reached)
     if list then
       count = count + 1
       local target = { index = i, limit = L, term = list[1][1], factor = list[1][2], first = 0 }
@@ -278,6 +277,9 @@ local function make_shape(parsed, text)
       shape[count] = target
       described[count] = LETTERS[L.kind] .. L.name .. "\n"
     end
+  end
+  for j = 1, #names do
+    shape.whole = shape.whole and reached[j] == true
   end
   shape.count = count
   shape.described = concat(described)

@@ -2,9 +2,7 @@
 --
 -- State: start and end of the period, anchor, used (taken from the period's own allowance), drawn (taken
 -- from grants), over (covered by no source), carried (signed, brought in).
-
-local POOL_FORMAT = "<I6I6I6I7I7I7i7"
-local POOL_SIZE = 46
+-- @gives pool
 
 local pool = {}
 
@@ -100,23 +98,6 @@ function pool.charge(L, c, now, s)
   end
   s.used, s.over, s.left = s.used + own, s.over + c - own, s.left - c
   pool.guard(L, 0, s)
-end
-
--- The plain case in one go: load, charge, pack and figures, where the period goes on and its own
--- allowance covers c > 0. Returns the state, the figures, and what would fit after it; nil: not plain.
-function pool.take(L, rec, now, c)
-  local start, fin, anchor, used, drawn, over, carried = sunpack(POOL_FORMAT, rec, L.offset)
-  local limit, room = L.limit, L.overage
-  local left = limit - used - c
-  if now >= fin or left < 0 or drawn + over > 0 or carried ~= 0 or used + c > MAX_COUNTER then
-    return nil
-  end
-  used = used + c
-  local resets = fin ~= NEVER and fin or NONE
-  room = room ~= NONE and left + room or huge
-  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, 0),
-    spack(FIGURES, 1, limit, used, left, 0, c, resets, NONE),
-    room
 end
 
 -- Gives back up to c, newest source first. Returns what came back.

@@ -12,6 +12,7 @@
 -- A level in hand is a table: key, rec (the record's bytes, always whole), parsed (its policy),
 -- flags, var, effective (limits under an override, by index); fresh, moved: bytes that differ from
 -- what is stored. At most four are in hand; the tables are reused from call to call.
+-- @gives record levels FIRST TTL
 
 local FIRST, VAR, TTL = 1, 2, 4 -- the biggest comes last: flags >= TTL means that it is set
 local HEAD = "<BBc8I4I6"

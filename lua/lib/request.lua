@@ -1,5 +1,6 @@
 -- What comes with every call that opens a record: the caller's view of the catalog, and what a repeated
 -- call brings along.
+-- @gives request contexts
 
 local ABSENT = "\0\0\0\0\0\0\0\0"
 local NOTHING = {}
@@ -29,7 +30,10 @@ function request.context(text)
     bad("context: '!' goes with a policy")
   end
   if context_count >= 64 then
-    contexts, context_count = {}, 0
+    for old in pairs(contexts) do
+      contexts[old] = nil
+    end
+    context_count = 0
   end
   contexts[text], context_count = known, context_count + 1
   return known
@@ -42,7 +46,10 @@ function request.extra(text)
   if text == "" then
     return NOTHING
   end
-  local ok, extra = pcall(munpack, text)
+  local ok, extra = true, opened[text]
+  if not extra then
+    ok, extra = pcall(munpack, text)
+  end
   if not ok or type(extra) ~= "table" then
     bad("extra: not a msgpack map")
   end

@@ -1,0 +1,362 @@
+-- The plain case of one policy and one set of cost names, written out as a function of its own: every
+-- offset, limit and period a constant, the states read by one unpack, the new ones written by one pack and
+-- the answer by another. It decides nothing in a way of its own: where a pool's period has ended or anything
+-- else is out of the ordinary, it returns nil, having done nothing, and the call takes the long way. Where it
+-- is only buckets that an amount does not fit, another such function answers.
+--
+-- Its text consists of words of this file and of whole numbers; names and packed bytes come in as values.
+-- @gives compile
+
+local compile = {}
+
+local MOST_LIMITS, MOST_NAMES = 8, 8 -- a function has 250 registers
+local REFUSAL = 0 -- besides what plain.answer is asked for: the answer of buckets that refuse
+local UNTOUCHED = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" -- drawn, over and carried of a pool that has none
+local OPENING, REFUSED = "\0\0\1\1", "\0\4\0\1" -- status, code OK or RATE_LIMITED, allowed, one section
+
+-- How a kind does it. `format`: of its state, whose fields are `reads`; `writes` are those of the new state.
+-- `brief`: as much of the format as a charge can change, of `brief_writes`. `load` brings the state to now,
+-- `left` says what is left, `late` prepares the figures `used` and `resets`. `#` stands for the number of the
+-- limit, {a name} for one of its constants; c# is the amount, u# counts what is used. `retry` sets
+-- q# to when a bucket that refuses would not.
+local KINDS = {
+  { -- pool: start, end, anchor, used, the rest
+    format = "c6I6c6I7c21", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
+    brief = "c6I6c6I7", brief_writes = "s#, e#, n#, u#",
+    load = [[
+      if now >= e# or r# ~= UNTOUCHED then return end]],
+    load_carried = [[
+      local k# = {limit}
+      if now >= e# then return end
+      if r# ~= UNTOUCHED then
+        local drawn, over, carried = sunpack("<I7I7i7", r#)
+        if drawn + over > 0 or carried < 0 then return end
+        k# = k# + carried
+      end]],
+    left = "{limit} - u#", used = "u#", resets = "e# == {never} and {none} or e#",
+  },
+  { -- fixed window: start, used; s# is false where it is closed
+    format = "I6I5", reads = "s#, u#", writes = "s#, u#",
+    load = [[
+      local e# = (s# + {period}) * {tick}
+      if now >= e# or s# == {never} then
+        {open}
+      end]],
+    open_charge = "s#, u# = {now}, 0 e# = (s# + {period}) * {tick}", open_check = "u#, e# = 0, {none}",
+    left = "{limit} - u#", used = "u#", resets = "e#",
+    retry = "if c# <= {limit} then q# = e# end",
+  },
+  { -- sliding window: its index, used, previous; g# is what counts
+    format = "I6I5I5", reads = "w#, u#, p#", writes = "w#, u#, p#",
+    load = [[
+      local e# = {now} - w# * {period}
+      if e# < 0 or e# >= {period} then
+        local t = {now}
+        e# = t % {period}
+        local w = (t - e#) / {period}
+        p# = w == w# + 1 and u# or 0
+        w#, u# = w, 0
+      end]],
+    weigh = [[
+      local g# = u#
+      if p# > 0 then
+        local x = p# * ({period} - e#) + ({period} - 1)
+        g# = u# + (x - x % {period}) / {period}
+      end]],
+    left = "{limit} - g#", used = "g#", resets = "(w# + 1) * ({period} * {tick})",
+    -- As in lib/bucket.lua: within this window, else at its end, else within the next one.
+    retry = [[
+      if c# <= {limit} then
+        local room, covered, k = {limit} - u# - c#, 0, nil
+        if room >= 0 then
+          local x = room * {period}
+          covered = (x - x % p#) / p#
+          k = (covered > 0 or u# == 0) and w# + 1
+        end
+        if not k then
+          local x = ({limit} - c#) * {period}
+          covered, k = (x - x % u#) / u#, w# + 2
+          if covered > {period} then covered = {period} end
+        end
+        q# = (k * {period} - covered) * {tick}
+      end]],
+  },
+  { -- token bucket: spent, fraction, tick of the last look
+    format = "I5I5I6", reads = "u#, f#, t#", writes = "u#, f#, k#",
+    load = [[
+      local k# = {now}
+      if k# > t# and u# > 0 then
+        local x = (k# - t#) * {limit}
+        if x >= u# * {period} then
+          u# = 0
+        else
+          x = x + f#
+          f# = x % {period}
+          u# = u# - (x - f#) / {period}
+        end
+      end
+      if u# <= 0 then u#, f# = 0, 0 end]],
+    left = "{capacity} - u#", used = "u#",
+    late = [[
+      local e# = {none}
+      if u# > 0 then
+        local x = u# * {period} - f# + ({limit} - 1)
+        e# = (k# + (x - x % {limit}) / {limit}) * {tick}
+        if e# >= {beyond} then e# = {none} end
+      end]],
+    resets = "e#",
+    retry = [[
+      if c# <= {capacity} then
+        local x = (u# + c# - {capacity}) * {period} - f# + ({limit} - 1)
+        q# = (k# + (x - x % {limit}) / {limit}) * {tick}
+        if q# >= {beyond} then q# = {none} end
+      end]],
+  },
+}
+
+local function number(n)
+  return n < 0 and format("(%.0f)", n) or format("%.0f", n)
+end
+
+-- Whether every limit that a shape reaches has a plain case that can be written out.
+function compile.can(shape)
+  if shape.count > MOST_LIMITS or shape.names > MOST_NAMES then
+    return false
+  end
+  for t = 1, shape.count do
+    local L = shape[t].limit
+    if L.kind == FLAG or L.limit == 0 then
+      return false
+    end
+  end
+  return true
+end
+
+-- The sum of the amounts that reach a limit.
+local function cost(target)
+  local sum = {}
+  for i, term in ipairs(target.terms or { { target.term, target.factor } }) do
+    sum[i] = "a" .. term[1] .. (term[2] == 1 and "" or " * " .. number(term[2]))
+  end
+  return concat(sum, " + ")
+end
+
+-- What reads a cost's amounts, and refuses those that the long way has to look at: 0, and what is no amount.
+local function amounts_code(count)
+  if count == 1 then
+    return "local a1 = small[amounts] or plain_amount(amounts) if not a1 then return end"
+  end
+  local names, tests = {}, {}
+  for j = 1, count do
+    names[j] = "a" .. j
+    tests[j] = format("a%d > 0 and a%d <= %.0f and a%d %% 1 == 0", j, j, MAX_AMOUNT, j)
+  end
+  return format('if #amounts ~= %d then return end\nlocal %s = sunpack("<%s", amounts)\nif not (%s) then return end',
+    8 * count, concat(names, ", "), ("d"):rep(count), concat(tests, " and "))
+end
+
+-- Adds what one limit does to `code`; `asked` may be REFUSAL. Returns how its kind does it, a substitution for
+-- its constants, and the expression for what one call more could spend, nil: no bound.
+local function limit_code(code, t, target, asked)
+  local L = target.limit
+  local kind, number_of = KINDS[L.kind], tostring(t)
+  local now_ticks, tick = "now", L.tick and number(L.tick)
+  if L.tick and L.tick > 1 then
+    now_ticks = format("((now - now %% %s) / %s)", tick, tick)
+  end
+  local unlimited = L.limit == NONE
+  local constants = {
+    limit = number(L.limit), capacity = L.capacity and number(L.capacity), period = L.period and number(L.period),
+    tick = tick, now = now_ticks, never = number(NEVER), none = number(NONE), beyond = number(-NONE),
+    open = asked == CHARGE and kind.open_charge or kind.open_check,
+  }
+  local function fill(text)
+    -- `open` holds constants of its own. One tick is one ms, as a rule.
+    local filled = text:gsub("{(%l+)}", constants):gsub("{(%l+)}", constants):gsub("#", number_of)
+    return (filled:gsub(" %* 1(%D)", "%1"):gsub(" %* 1$", ""))
+  end
+  local lines = {}
+  local function add(text)
+    lines[#lines + 1] = text
+  end
+  local left, capacity = kind.left, L.capacity or L.limit
+  add("local c# = " .. cost(target))
+  if L.kind == POOL and (L.rollover > 0 or L.carry_debt) then
+    add(kind.load_carried)
+    left, capacity = "k# - u#", huge
+  else
+    add(kind.load)
+  end
+  if L.kind == POOL and (unlimited or capacity > MAX_COUNTER) then
+    add("if u# + c# > " .. number(MAX_COUNTER) .. " then return end")
+  end
+  if asked == CHARGE then
+    add("u# = u# + c#")
+  end
+  if kind.weigh then
+    add(kind.weigh)
+  end
+  add("local l# = " .. (unlimited and "{none}" or left))
+  if asked == REFUSAL then
+    add("local y#, q# = 1, {none}")
+    if not unlimited then
+      add("if l# < 0 then l# = 0 end")
+    end
+    if L.kind > POOL then
+      add("if c# > l# then y#, any = 0, true " .. kind.retry .. " end")
+    elseif not unlimited and L.overage ~= NONE then
+      add("if c# > l# + " .. number(L.overage) .. " then return end")
+    end
+  elseif not unlimited then
+    local least = asked == CHARGE and "0" or "c#"
+    add("if l# < " .. least .. " then return refuse and refuse(rec, now, amounts) end")
+  end
+  if kind.late then
+    add(kind.late)
+  end
+  code[#code + 1] = fill(concat(lines, "\n"))
+  if target.first == 0 or unlimited or L.overage == NONE then
+    return kind, fill, nil
+  end
+  local more = L.overage > 0 and fill("(l# + " .. number(L.overage) .. ")") or fill("l#")
+  if target.first > 1 then
+    local by = number(target.first)
+    more = format("(%s - %s %% %s) / %s", more, more, by, by)
+  end
+  return kind, fill, more
+end
+
+-- What lets a record pass as one of the caller's catalog: brought to its revision, and of the group to join
+-- or the very policy where the call says so, which concerns the root.
+local function check_code(parsed, level, charging, expires)
+  local tests = { "rev < context.rev" }
+  if level and level > 1 then
+    tests[2] = "context.pinned"
+  else
+    tests[2] = "not (context.plain or context.first == FP and context.pinned or groups[context.join])"
+  end
+  if level then
+    tests[3] = "seen > now"
+  end
+  if expires and charging then
+    tests[#tests + 1] = "expires < now + " .. number(parsed.forgettable)
+  end
+  return (level and "" or "if seen > now then now = seen end\n") .. "if " .. concat(tests, " or ") .. " then return end"
+end
+
+-- The text of the function, and the packed bytes that come into it.
+local function write(parsed, shape, asked, expires, level)
+  local charging, refusal = asked == CHARGE, asked == REFUSAL
+  local code, packed = {}, {}
+  local reads, read_names = { "<I4I6" }, { "rev, seen" }
+  local writes, write_values = { "<I6" }, { "now" }
+  local answers, balance = {}, {}
+  local at, before = HEADER + 1, shape.count > 0 and policy.head(shape, level or 1) or ""
+  for t = 1, shape.count do
+    local target = shape[t]
+    local L = target.limit
+    local kind, fill, more = limit_code(code, t, target, asked)
+    if L.offset > at then
+      local gap = "c" .. number(L.offset - at)
+      reads[#reads + 1], read_names[#read_names + 1] = gap, "gap" .. t
+      writes[#writes + 1], write_values[#write_values + 1] = gap, "gap" .. t
+    end
+    at = L.offset + L.size
+    reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
+    local brief = t == shape.count and kind.brief
+    writes[#writes + 1] = brief or kind.format
+    write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
+    if refusal then
+      packed[t], before = before, ""
+      local limit = number(L.limit)
+      answers[t] = fill("P#, y#, " .. limit .. ", " .. kind.used .. ", l#, 0, 0, " .. kind.resets .. ", q#")
+    else
+      -- What never differs is packed now: the end of what stands before, and the limit.
+      packed[t] = before .. spack("<Bd", 1, L.limit)
+      before = spack("<d", NONE)
+      answers[t] = fill("P#, " .. kind.used .. ", l#, 0, " .. (charging and "c#" or "0") .. ", " .. kind.resets)
+    end
+    balance[#balance + 1] = more
+  end
+  packed[shape.count + 1] = before
+  if expires then
+    if parsed.tail > at then
+      reads[#reads + 1], read_names[#read_names + 1] = "c" .. number(parsed.tail - at), "gap"
+    end
+    reads[#reads + 1], read_names[#read_names + 1] = "I6", "expires"
+  end
+  local text = { "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
+  for t = 2, #packed do
+    text[1] = text[1] .. ", P" .. t
+  end
+  local function add(line, ...)
+    text[#text + 1] = format(line, ...)
+  end
+  add(" = ...")
+  if refusal then
+    add("return function(rec, now, amounts)")
+  else
+    add("return function(%srec, now, context, amounts)", level and "" or "key, ")
+    add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+  end
+  if shape.count > 0 then
+    add("%s", amounts_code(shape.names))
+  end
+  add('local %s = sunpack("%s", rec, 11)', concat(read_names, ", "), concat(reads))
+  add("%s", refusal and "local any" or check_code(parsed, level, charging, expires))
+  add("%s", concat(code, "\n"))
+  add("local balance = %s", balance[1] or number(level and -NONE or NONE))
+  for b = 2, #balance do
+    add("local more = %s if more < balance then balance = more end", balance[b])
+  end
+  local slice = format('spack("%s", %s)', concat(writes), concat(write_values, ", "))
+  local figures = ("dddddc0"):rep(shape.count)
+  answers[#answers + 1] = "P" .. #packed
+  if refusal then
+    figures = ("c0Bddddddd"):rep(shape.count) .. "c0"
+    add('if any then return spack("<c4dd%s", OPENING, now, balance, %s) end', figures, concat(answers, ", "))
+  elseif level then
+    add('return spack("<c0%s", %s), balance, %s', figures, concat(answers, ", "), slice)
+  else
+    if charging then
+      add('call("SETRANGE", key, "14", %s)', slice)
+    end
+    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures, concat(answers, ", "))
+  end
+  add("end")
+  return concat(text, "\n"), packed
+end
+
+-- The amount that 8 bytes hold, nil if it is 0 or none; few and small ones are kept, unpacked and checked.
+local small = {}
+local function plain_amount(text)
+  local amount = #text == 8 and sunpack("<d", text) or 0
+  if not (amount > 0 and amount <= MAX_AMOUNT and amount % 1 == 0) then
+    return nil
+  end
+  if amount <= 64 then
+    small[text] = amount
+  end
+  return amount
+end
+
+local function make(parsed, shape, asked, expires, level, refuse)
+  local text, packed = write(parsed, shape, asked, expires, level)
+  local chunk = loadstring(text, "=meterd_plain")
+  local opening = asked == REFUSAL and REFUSED or OPENING
+  return chunk
+    and chunk(
+      call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse, spread(packed)
+    )
+end
+
+-- The function for a shape that compile.can; nil where the server compiles nothing. `asked`: it charges, reports
+-- (charges, and never refuses), or says what a charge would come to. `expires`: the record carries its expiry.
+-- Without a level it answers for a single record, writes it, and refuses where buckets do:
+--   f(key, record, now, context, amounts) returns the answer; nil: not plain.
+-- With one, it leaves to the caller what a path has to have together:
+--   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
+function compile.form(parsed, shape, asked, expires, level)
+  local refuse = not level and asked ~= REPORT and make(parsed, shape, REFUSAL, false, nil, nil)
+  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, expires, level, refuse)
+end
