@@ -322,14 +322,15 @@ class Administration:
         """Removes everything at and below a subject. Returns how many keys that were.
 
         Resumable: a second call removes what an interrupted one left. A root takes its operation
-        ids along.
+        ids and the ends of its holds along.
         """
         path = self.keys.path(subject)
         yield from self.store.prepare()
-        removed = yield from self._remove([path.keys[-1], self.keys.meta(path)])
-        patterns = [self.keys.below_pattern(path), self.keys.below_pattern(path, b"m")]
+        holds = self.keys.holds(path, len(path.keys))
+        removed = yield from self._remove([path.keys[-1], self.keys.meta(path), *holds])
+        patterns = [self.keys.below_pattern(path, kind) for kind in (b"s", b"m", b"h", b"x")]
         if len(path.keys) == 1:
-            patterns.append(self.keys.ops_pattern(path))
+            patterns += [self.keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
         for pattern in patterns:
             for node in (yield from self.session.nodes()):
                 cursor, more = 0, True

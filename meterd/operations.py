@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from meterd import wire
@@ -44,9 +44,10 @@ class Needs:
     # (level, the policy it has) -> (the policy to read it by, the one it becomes)
     moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
     revision: int = -1  # of the catalog that the moves lead to
+    holds: set[int] = field(default_factory=set)  # levels whose open holds are declared
 
     def packed(self) -> bytes:
-        return wire.extra(self.policies, self.moves)
+        return wire.extra(self.policies, self.moves, self.holds)
 
 
 class Operations:
@@ -179,10 +180,15 @@ class Operations:
         deadline: float,
         op: str | None = None,
         harmless: bool = False,
+        holds: Iterable[int] = (),
     ) -> Flow[bytes]:
-        """The reply of a script that is neither "need" nor "stale"."""
+        """The reply of a script that is neither "need" nor "stale" nor "holds".
+
+        `holds`: levels of `path` whose holds are declared from the start.
+        """
         hint_key = (path.keys[-1], role.hint)
         needs = self._hinted(hint_key, role)
+        needs.holds.update(holds)
         asked = False
         reply: bytes = b""
         for _ in range(_ROUNDS):
@@ -200,8 +206,14 @@ class Operations:
                 needs.moves.clear()
                 needs.revision = role.revision
             try:
+                declared = [key for n in sorted(needs.holds) for key in self.keys.holds(path, n)]
                 reply = yield from self.session.call(
-                    entry, keys, arguments(needs), op=op, harmless=harmless, deadline=deadline
+                    entry,
+                    [*keys, *declared] if declared else keys,
+                    arguments(needs),
+                    op=op,
+                    harmless=harmless,
+                    deadline=deadline,
                 )
             except HorizonNeeded as beyond:
                 asked = True
@@ -216,6 +228,9 @@ class Operations:
                     needs.policies[name] = policy.blob
             elif status == wire.STALE:
                 yield from self._catch_up(wire.decode_stale(reply), role, needs)
+            elif status == wire.HOLDS:
+                needs.holds.update(reply[1:])  # of this moment: nothing for the next call
+                continue
             elif status == wire.CONFLICT:
                 raise OpConflict(
                     f"{entry}: operation id {op!r} was already used for a different request; "
