@@ -8,7 +8,7 @@
 --       5 extra    as consume
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
 -- WRITES the record
--- @needs base calendar pool bucket policy request record op assign
+-- @needs base calendar pool bucket slots policy request hold record store op assign
 local function adjust(keys, args)
   if #args ~= 5 then
     bad("adjust takes 5 arguments")

@@ -3,7 +3,7 @@
 -- ARGV  1..6   as consume; 5 is empty
 -- RETURNS as consume, without 1 and 4
 -- WRITES nothing
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base calendar pool bucket slots policy request hold record store op charge
 -- @flags no-writes
 local function check(keys, args)
   if #args ~= 6 or args[5] ~= "" then
@@ -14,7 +14,7 @@ local function check(keys, args)
   if not count then
     return now
   end
-  local total, code = charge.decide(count, args[3], amount_count, now)
+  local total, code = charge.decide(count, args[3], amount_count, now, "take")
   if code == OK then
     charge.guard(total)
   end

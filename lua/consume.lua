@@ -15,7 +15,7 @@
 --       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
 --       4 conflict     the operation id belongs to another request
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base calendar pool bucket slots policy request hold record store op charge
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")

@@ -13,7 +13,7 @@
 --       10 extra   as consume
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
 -- WRITES the record
--- @needs base calendar pool bucket policy request record op assign
+-- @needs base calendar pool bucket slots policy request hold record store op assign
 local function override(keys, args)
   if #args ~= 10 then
     bad("override takes 10 arguments")
@@ -51,12 +51,12 @@ local function override(keys, args)
     return STATUS_UNKNOWN
   end
   if L and fields then
-    local fitting = L.kind == POOL and not fields.b or L.kind > POOL and L.kind < FLAG and not fields.v
+    local fitting = L.kind == POOL and not fields.b or L.kind ~= POOL and L.kind < FLAG and not fields.v
     if not fitting or fields.b and L.kind ~= 4 then
-      bad("override: limit and overage are for pools, limit for buckets, burst for token buckets")
+      bad("override: limit and overage are for pools, limit for buckets and slots, burst for token buckets")
     end
-    if L.kind > POOL and fields.l and (fields.l == NONE or fields.l > MAX_RATE) then
-      bad("limit: a whole number up to " .. format("%.0f", MAX_RATE) .. " for a bucket")
+    if L.kind ~= POOL and fields.l and (fields.l == NONE or fields.l > MAX_RATE) then
+      bad("limit: a whole number up to " .. format("%.0f", MAX_RATE) .. " for a bucket or slots")
     end
   end
   if fields and fields.e and fields.e <= now then

@@ -4,7 +4,7 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that got something back, and the operation id
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base calendar pool bucket slots policy request hold record store op charge
 -- @flags allow-oom
 local function refund(keys, args)
   if #args ~= 6 then

@@ -4,7 +4,7 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base calendar pool bucket policy request record op charge
+-- @needs base calendar pool bucket slots policy request hold record store op charge
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")

@@ -11,7 +11,7 @@
 --       7 extra    as consume; for a stored record a move says what it becomes
 -- RETURNS a status: 1 replayed, 2 need, 3 stale (also where no move fits the record), 4 conflict, 5 done
 -- WRITES the record and the operation id
--- @needs base calendar pool bucket policy request record op assign
+-- @needs base calendar pool bucket slots policy request hold record store op assign
 local function subscribe(keys, args)
   if #args ~= 7 then
     bad("subscribe takes 7 arguments")

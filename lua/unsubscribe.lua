@@ -4,7 +4,7 @@
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6; a move says what the record becomes
 -- RETURNS a status: 2 need, 3 stale (also where no move fits the record), 5 done, 6 there is no record
 -- WRITES the record; nothing where there is none
--- @needs base calendar pool bucket policy request record op assign
+-- @needs base calendar pool bucket slots policy request hold record store op assign
 local function unsubscribe(keys, args)
   if #args ~= 3 then
     bad("unsubscribe takes 3 arguments")

@@ -22,15 +22,20 @@ LIBRARIES = (
     "calendar",
     "pool",
     "bucket",
+    "slots",
     "policy",
     "request",
+    "hold",
     "record",
+    "store",
     "op",
     "charge",
+    "finish",
     "assign",
 )
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
+    "reserve", "commit", "release", "renew", "tally",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
 )  # fmt: skip
 READ_ONLY = frozenset({"check", "usage"})
@@ -134,7 +139,8 @@ class Scripts:
             flags = ", ".join(f"'{flag}'" for flag in self.header(entry, "flags"))
             program.add(
                 f"redis.register_function{{function_name = '{self.function_name(entry)}', "
-                f"flags = {{{flags}}}, callback = function(keys, args)\n"
+                f"flags = {{{flags}}},\n"
+                f"callback = function(keys, args)\n"
                 f"  if not call then bind() end\n"
                 f"  return {entry}(keys, args)\n"
                 f"end}}",

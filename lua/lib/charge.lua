@@ -28,6 +28,15 @@ function charge.amounts(text)
   return count
 end
 
+-- A copy of the first `count` of them.
+function charge.listed(count)
+  local list = {}
+  for i = 1, count do
+    list[i] = amounts[i]
+  end
+  return list
+end
+
 -- Charges and answers in one go where nothing is out of the ordinary: every pool goes on in its period
 -- and every limit has enough left. Fills `slices` and returns the answer; nil, and nothing done: take the long way.
 function charge.plainly(count, names, amount_count, now)
@@ -82,7 +91,8 @@ function charge.plainly(count, names, amount_count, now)
 end
 
 -- Takes every reached limit in hand and tests it. Returns how many there are and the code.
-function charge.decide(count, names, amount_count, now)
+-- `with_slots`: "take" where they are charged too, "leave" where they are passed over; else none may be reached.
+function charge.decide(count, names, amount_count, now, with_slots)
   local total, code, held, whole, shaped = 0, OK, false, false, nil
   for i = 1, count do
     local level = levels[i]
@@ -115,6 +125,14 @@ function charge.decide(count, names, amount_count, now)
         end
         local L = in_force and in_force[target.index] or target.limit
         s.limit, s.cost, s.fits, s.applied = L, c, true, 0
+        if L.kind == SLOTS then
+          s.due = level.holds and level.holds.due or nil
+          if with_slots == "leave" then
+            s.cost, c = 0, 0
+          elseif with_slots ~= "take" then
+            bad(L.name .. " are slots: only a reservation takes them")
+          end
+        end
         if L.kind == FLAG then
           s.cost = 0 -- it only has to be included
         elseif c > L:load(level.rec, now, s) and c > 0 then
@@ -266,7 +284,12 @@ end
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
 -- Returns the number of levels, the instant, the op key - or nil and the status to answer.
 function charge.read(keys, args)
-  local count = #keys
+  local extra = request.extra(args[6])
+  local count, total = #keys, #keys
+  if extra.h then
+    count = count - 2 * #extra.h
+    total = count
+  end
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
     count = count - 1
@@ -276,13 +299,12 @@ function charge.read(keys, args)
   end
   local manual = args[1] ~= ""
   local context = request.context(args[2])
-  local extra = request.extra(args[6])
   local now = clock(args[1])
   local values = alone
-  if #keys == 1 then
+  if total == 1 then
     alone[1] = call("GET", keys[1])
   else
-    values = call("MGET", spread(keys))
+    values = call("MGET", spread(keys, 1, total))
   end
   local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
   if with_op then

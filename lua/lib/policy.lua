@@ -8,15 +8,18 @@
 --   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, rates]  pool
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
+--           [0, name, limit, rates]                                                      slots
 --   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
 
-local POOL, FLAG = 1, 5
+local SLOTS, POOL, FLAG = 0, 1, 5
 local HEADER = 20
-local SIZES = { POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
-local COLUMNS = { 12, 6, 6, 6, 2 }
-local LETTERS = { "p", "f", "s", "t", "g" }
+local SIZES = { [0] = SLOTS_SIZE, POOL_SIZE, FIXED_SIZE, SLIDING_SIZE, TOKEN_SIZE }
+local COLUMNS = { [0] = 4, 12, 6, 6, 6, 2 }
+local LETTERS = { [0] = "l", "p", "f", "s", "t", "g" }
 -- A limit finds what its kind does (load, charge, ...) behind its own fields.
-local BEHAVIOUR = { { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token } }
+local BEHAVIOUR = {
+  [0] = { __index = slots }, { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token },
+}
 
 local policy = {}
 local memo, memo_size = {}, 0 -- at most 256 policies: the collector walks what is kept
@@ -38,6 +41,8 @@ local function parse_limit(row, zones)
     L.zone = zones[row[11]]
     L.zone_name = L.zone and L.zone.name
     L.rates = row[12]
+  elseif L.kind == SLOTS then
+    L.rates, L.overage = row[4], 0
   elseif L.kind < FLAG then
     L.burst, L.per, L.rates = row[4], row[5], row[6]
     L.overage = 0
@@ -53,7 +58,7 @@ end
 local function forgettable_after(limits)
   local longest
   for _, L in ipairs(limits) do
-    if L.kind == POOL or L.kind == FLAG or L.limit == 0 then
+    if L.kind <= POOL or L.kind == FLAG or L.limit == 0 then
       return nil
     end
     local full = 2 * L.per + 2 * L.tick
@@ -88,6 +93,10 @@ local function valid_row(row, zone_count)
     elseif not is_whole(row[7], 0, 3) or not is_whole(row[9], 0, 4) or not is_whole(row[11], 0, zone_count) then
       return false
     elseif row[8] < (endless and 0 or 1) or endless and row[9] > 0 then
+      return false
+    end
+  elseif kind == SLOTS then
+    if not is_whole(row[3], 0, MAX_RATE) then
       return false
     end
   elseif kind < FLAG then
@@ -268,7 +277,7 @@ local function make_shape(parsed, text)
           target.first = target.first + pair[2]
         end
       end
-      shape.simple = shape.simple and L.kind < FLAG and #list == 1
+      shape.simple = shape.simple and L.kind < FLAG and L.kind > SLOTS and #list == 1
       if L.kind < FLAG then
         if L.offset > at then
           target.gap = at -- where the states of limits in between begin
