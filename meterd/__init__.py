@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
+    from meterd.aiohold import AsyncHold
     from meterd.catalog import Diff, load_plans, load_toml
     from meterd.client import Meter
     from meterd.errors import (
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
         UnsafeServer,
         UsageExceeded,
     )
-    from meterd.policy import Bucket, Flag, Plan, Pool, Price
-    from meterd.result import Code, Decision, LimitState, Usage
+    from meterd.hold import Hold
+    from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
+    from meterd.result import Code, Decision, HoldState, LimitState, Usage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncHold",
     "AsyncMeter",
     "Bucket",
     "CatalogMismatch",
@@ -40,6 +43,8 @@ __all__ = [
     "Decision",
     "Diff",
     "Flag",
+    "Hold",
+    "HoldState",
     "LimitState",
     "Meter",
     "MeterdError",
@@ -55,6 +60,7 @@ __all__ = [
     "RateLimited",
     "Refused",
     "ScriptError",
+    "Slots",
     "Unavailable",
     "UnsafeServer",
     "Usage",
@@ -65,10 +71,12 @@ __all__ = [
 
 _HOMES = {
     "aio": ("AsyncMeter",),
+    "aiohold": ("AsyncHold",),
     "catalog": ("Diff", "load_plans", "load_toml"),
     "client": ("Meter",),
-    "policy": ("Bucket", "Flag", "Plan", "Pool", "Price"),
-    "result": ("Code", "Decision", "LimitState", "Usage"),
+    "hold": ("Hold",),
+    "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
+    "result": ("Code", "Decision", "HoldState", "LimitState", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -20,7 +20,7 @@ from meterd.keys import Path, Subject
 from meterd.operations import Operations, new_op
 from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
 from meterd.policy_checks import FrozenMap
-from meterd.result import Level, Override, Usage
+from meterd.result import HoldState, Level, Override, Usage
 from meterd.roles import Joining, Moving
 from meterd.timespec import instant_ms, refuse, shown
 from meterd.transport import Node
@@ -245,7 +245,7 @@ class Administration:
     def _unknown(self, subject: Subject, name: str) -> PolicyError:
         known = sorted({n for plan in self.store.catalog.plans.values() for n in plan.limits})
         return PolicyError(
-            f"{subject!r} has no pool or bucket {name!r}; limits of the catalog: "
+            f"{subject!r} has no pool, bucket or slots {name!r}; limits of the catalog: "
             f"{', '.join(known) or 'none'}"
         )
 
@@ -304,7 +304,12 @@ class Administration:
             policy = yield from self.store.policy(row.policy)
             plans = FrozenMap({group: name for group, name, _, _ in policy.plans})
             overrides = tuple(_override(name, raw) for name, raw in sorted(row.overrides.items()))
-            levels.append(Level(path.shown(row.level), plans, overrides, row.stored))
+            holds = tuple(
+                HoldState(h.id, h.expires_ms, FrozenMap(h.amounts), FrozenMap(h.tallied))
+                for h in row.holds
+            )
+            subject_there = path.shown(row.level)
+            levels.append(Level(subject_there, plans, overrides, row.stored, holds, row.open_holds))
         return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
 
     # Walking -------------------------------------------------------------------------------------

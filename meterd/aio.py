@@ -3,79 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 from meterd.administration import Instant
+from meterd.aiohold import AsyncHold, PendingHold
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.catalog import Diff
 from meterd.errors import PolicyError
 from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
+from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
 from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
 
 T = TypeVar("T")
-
-
-class Pending(Coroutine[Any, Any, T]):
-    """A call that has to be awaited, or made a task.
-
-    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One
-    that is simply dropped gets Python's own "was never awaited" warning.
-    """
-
-    __slots__ = ("_verb", "_work")
-
-    def __init__(self, verb: str, work: Coroutine[Any, Any, T]) -> None:
-        self._verb = verb
-        self._work = work
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._work.__await__()
-
-    def send(self, value: Any) -> Any:
-        return self._work.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._work.throw(*error)
-
-    def close(self) -> None:
-        self._work.close()
-
-    def _forgotten(self) -> NoReturn:
-        self._work.close()  # the error says it all: no warning on top
-        raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
-
-    if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
-
-        def __bool__(self):
-            # asyncio tests the coroutine of a task that it shows in a log.
-            asking = sys._getframe(1).f_globals.get("__name__", "")
-            return asking.startswith("asyncio.") or self._forgotten()
-
-        def __iter__(self):
-            self._forgotten()
-
-        def __contains__(self, name):
-            self._forgotten()
-
-        def __getitem__(self, name):
-            self._forgotten()
-
-        def __getattr__(self, name):
-            # asyncio and debuggers look for what coroutines may have; an answer has no such names.
-            if name.startswith(("_", "ag_", "cr_", "gi_")):
-                raise AttributeError(name)
-            self._forgotten()
-
-    def __repr__(self) -> str:
-        return f"<{self._verb}(...), not awaited yet>"
 
 
 class AsyncMeter(MeterBase):
@@ -237,6 +183,26 @@ class AsyncMeter(MeterBase):
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
 
+    def reserve(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        ttl: Seconds = 60,
+        op: str | bool | None = None,
+        join: str | None = None,
+        wait: Seconds = 0,
+        keepalive: bool = False,
+    ) -> PendingHold:
+        """See `Meter.reserve`; `async with meter.reserve(...) as hold` awaits by itself."""
+        flow = self._holds.reserve(subject, costs, amount, ttl, op, join, wait)
+        return PendingHold(self, subject, flow, ttl, keepalive=keepalive)
+
+    def hold(self, subject: Subject, hold_id: str) -> AsyncHold:
+        """See `Meter.hold`."""
+        return AsyncHold(self, subject, hold_id)
+
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""
         return self._call("usage", subject, self._administration.usage(subject, join))
@@ -327,3 +293,6 @@ class AsyncMeter(MeterBase):
     def limiter(self, name: str, *limits: Bucket) -> AsyncLimiter:
         """See `Meter.limiter`."""
         return AsyncLimiter(self, self._limiter(name, limits))
+
+
+__all__ = ["AsyncMeter", "Pending"]

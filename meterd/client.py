@@ -11,6 +11,8 @@ from meterd.base import Costs, MeterBase, default_url, outcome_of
 from meterd.catalog import Diff
 from meterd.errors import PolicyError
 from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.hold import Hold
+from meterd.keeper import Keeper
 from meterd.keys import Subject, display
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
@@ -38,6 +40,7 @@ class Meter(MeterBase):
         self._transport = open_transport(
             url, timeout=timeout, max_connections=max_connections, client=client
         )
+        self._keeper = Keeper()  # a thread, once there is something to do later
 
     @classmethod
     def embedded(cls, plans: Sequence[Plan] | None = None, **settings: Any) -> Self:
@@ -110,6 +113,7 @@ class Meter(MeterBase):
         """Closes every connection and, if there is one, the embedded server."""
         if not self._closed:
             self._closed = True
+            self._keeper.close()
             self._transport.close()
             if self._server is not None:
                 self._server.close()
@@ -177,6 +181,32 @@ class Meter(MeterBase):
         """Gives use of the running period back, never below zero; `applied` says what came back."""
         flow = self._operations.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
+
+    def reserve(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        ttl: Seconds = 60,
+        op: str | bool | None = None,
+        join: str | None = None,
+        wait: Seconds = 0,
+        keepalive: bool = False,
+    ) -> Hold:
+        """Charges as `consume` does, until the hold is committed, released, or `ttl` seconds old.
+
+        With `with`, leaving the block commits what `hold.spend` counted, else what was reserved; an
+        exception releases it unless something was counted. `op` becomes the hold's id.
+        `keepalive`: the hold is renewed as long as it is neither finished nor let go of. Raises as
+        `consume`; after `OutcomeUnknown` what may be held comes back once `ttl` has passed.
+        """
+        flow = self._holds.reserve(subject, costs, amount, ttl, op, join, wait)
+        return Hold._reserved(self, self._call("reserve", subject, flow), subject, ttl, keepalive)
+
+    def hold(self, subject: Subject, hold_id: str) -> Hold:
+        """The hold of that id, to finish here what another process began. No I/O."""
+        return Hold(self, subject, hold_id)
 
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""

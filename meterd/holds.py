@@ -1,16 +1,14 @@
 """Holds: what was reserved and is not settled yet. Here what they do, without doing any of it.
 
-`Holds` has the flows; `HoldBase` what a hold remembers and the rule by which it is left. How it is
-carried out is `meterd.hold` and `meterd.aiohold`.
+These are flows: what is asked of the server. What a hold remembers is in `meterd.holdbase`.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from meterd import wire
 from meterd.errors import (
@@ -19,7 +17,6 @@ from meterd.errors import (
     OpConflict,
     OpNotFound,
     OutcomeUnknown,
-    PolicyError,
     ScriptError,
     Unavailable,
 )
@@ -29,10 +26,9 @@ from meterd.operations import Needs, Operations, decode, new_op
 from meterd.policy import MAX_PER_MS
 from meterd.result import Code, Decision
 from meterd.roles import Joining
-from meterd.timespec import Seconds, duration_ms, refuse, seconds, shown
+from meterd.timespec import Seconds, duration_ms, refuse, seconds
 
 Costs = str | Mapping[str, int]
-Actual = int | Mapping[str, int] | None
 MAX_TTL_MS = MAX_PER_MS
 
 
@@ -245,129 +241,3 @@ def _levels(path: Path) -> range:
 
 def _pairs(costs: wire.Costs) -> list[tuple[str, int]]:
     return sorted(zip(costs.names, costs.values, strict=True))
-
-
-# What a hold remembers ---------------------------------------------------------------------------
-
-Way = Literal["commit", "release"]
-
-
-class HoldBase:
-    """What a hold knows: its decision, its id, what it holds, what was tallied, how it ended.
-
-    True if something is held: `hold.decision` says why not.
-    """
-
-    def __init__(self, subject: Subject, hold_id: str, path: Path) -> None:
-        self.id = hold_id
-        self.subject = subject
-        self._path = path
-        self._decision: Decision | None = None
-        self._held: dict[str, int] | None = None  # None: reserved elsewhere
-        self._tally: dict[str, int] = {}
-        self._ttl_ms = 0
-        self._lock = threading.Lock()
-        self._ended: Way | None = None  # set when that was begun, whether or not it worked
-
-    def _began(self, reserved: Reserved, lives_ms: int) -> None:
-        self._decision = reserved.decision
-        self._held = dict(zip(reserved.costs.names, reserved.costs.values, strict=True))
-        self._ttl_ms = lives_ms
-
-    @property
-    def decision(self) -> Decision:
-        """The answer to the reserve, with every limit it reached."""
-        if self._decision is None:
-            raise PolicyError(f"hold {self.id!r}: its decision is with whoever reserved it")
-        return self._decision
-
-    def __bool__(self) -> bool:
-        return self._decision is None or self._decision.allowed
-
-    def __repr__(self) -> str:
-        if self._ended:
-            state = {"commit": "committed", "release": "released"}[self._ended]
-        else:
-            state = "held" if self else "refused"
-        return f"<{type(self).__name__} {self.id!r} of {self.subject!r}, {state}>"
-
-    def spend(self, costs: Costs, amount: int = 1) -> None:
-        """Adds to what was used so far; no I/O. Leaving, or `commit()`, commits the sum.
-
-        Costs that are not held may be named: they are charged as `report` does.
-        """
-        self._refuse_refused()
-        if self._ended:
-            raise PolicyError(f"spend: hold {self.id!r} was finished already ({self._ended})")
-        packed = wire.encode_costs(costs, amount)
-        with self._lock:
-            sums = {
-                name: wire.check_amount(self._tally.get(name, 0) + value, f"sum of {name!r}")
-                for name, value in zip(packed.names, packed.values, strict=True)
-            }
-            self._tally.update(sums)
-
-    @property
-    def spent(self) -> dict[str, int]:
-        """What was tallied so far, by cost name."""
-        with self._lock:
-            return dict(self._tally)
-
-    def _refuse_refused(self) -> None:
-        if self._decision is not None:
-            self._decision.raise_if_refused()
-
-    @property
-    def _degraded(self) -> bool:
-        """Allowed without the server: nothing is held there, so there is nothing to settle."""
-        return self._decision is not None and self._decision.degraded
-
-    @property
-    def _lasting(self) -> bool:
-        """Whether the server holds something that can be renewed."""
-        if self._decision is None:
-            return True
-        charged = (state.applied for state in self._decision.limits if state.kind != "flag")
-        return self._decision.allowed and not self._degraded and any(charged)
-
-    def _settlement(self, actual: Actual) -> wire.Costs | None:
-        """What a commit sends. None: all as held, where only the server knows what that is.
-
-        In the process that reserved it is spelt out: so it is charged even if the hold is over.
-        """
-        self._refuse_refused()
-        given: Mapping[str, int]
-        if actual is None:
-            given = self.spent
-        elif isinstance(actual, Mapping):
-            if not actual:
-                raise PolicyError("actual: an empty mapping; give None to commit what was held")
-            given = actual
-        elif self._held is not None and len(self._held) == 1:
-            given = {name: wire.check_amount(actual, "actual") for name in self._held}
-        elif self._held is None:
-            raise PolicyError(
-                f"actual: {shown(actual)} does not say of what: this process did not reserve hold "
-                f"{self.id!r}; allowed: a mapping of cost names to amounts, or None"
-            )
-        else:
-            listed = ", ".join(self._held)
-            raise PolicyError(
-                f"actual: {shown(actual)} does not say of what: the hold is of {listed}; "
-                "allowed: a mapping of cost names to amounts, or None"
-            )
-        whole = {**(self._held or {}), **given}
-        return wire.encode_costs(whole) if whole else None
-
-    def _leaving(self, *, failed: bool) -> Way | None:
-        """How a `with` block ends its hold; None: it was ended already, or tried to be."""
-        if self._ended or not self:
-            return None
-        return "release" if failed and not self.spent else "commit"
-
-
-def note_failure(failure: BaseException, way: Way, hold: HoldBase, error: BaseException) -> str:
-    """Says on an exception that leaves a block that its hold could not be ended either."""
-    text = f"meterd: {way} of hold {hold.id!r} failed too: {type(error).__name__}: {error}"
-    failure.add_note(text)
-    return text

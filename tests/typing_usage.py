@@ -23,6 +23,7 @@ from meterd import (
     Pool,
     Price,
     Refused,
+    Slots,
     Usage,
     load_plans,
     load_toml,
@@ -49,7 +50,7 @@ def plans() -> list[Plan]:
         price=Price(2900, "eur", "month"),
         meta={"anything": ["JSON", 1, None]},
     )
-    assert_type(free.limits, Mapping[str, Pool | Bucket | Flag])
+    assert_type(free.limits, Mapping[str, Pool | Bucket | Slots | Flag])
     assert_type(load_toml("plans.toml"), list[Plan])
     assert_type(load_plans("package.module:PLANS"), list[Plan])
     return [free]
