@@ -1,5 +1,6 @@
 --- check: the answer that consume would give now.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1..6   as consume; 5 is empty
 -- RETURNS as consume, without 1 and 4
 -- WRITES nothing

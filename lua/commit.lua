@@ -1,7 +1,7 @@
 --- commit: end a hold: what was used of it stays charged, what is missing is charged, the rest goes back.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  end of the hold, kept like an operation id
---       then   for every level, in this order: the hash and the sorted set of its holds
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 costs     names of what was used; names that are missing are as held; empty: all of them

@@ -1,6 +1,7 @@
 --- override: change a limit for one subject, whatever its plans say, for ever or up to an instant.
 -- KEYS  1 record
 --       2.. the records of up to three levels above, read for when they were last seen
+--       then   for every level in h of ARGV 10: the hash and the sorted set of its holds
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 name     the limit
@@ -11,7 +12,7 @@
 --       8 clear    "1": take the override away (4 to 7 empty), else empty
 --       9 known    "1": accept a limit that the record's plans do not include; it waits for one that does
 --       10 extra   as consume
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
 -- WRITES the record
 -- @needs base calendar pool bucket slots policy request hold record store op assign
 local function override(keys, args)

@@ -1,13 +1,14 @@
 --- release: end a hold and give back all that it charged.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  end of the hold, kept like an operation id
---       then   for every level, in this order: the hash and the sorted set of its holds
+--       then   for every level in h of ARGV 4: the hash and the sorted set of its holds
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 op        as consume; never empty
 --       4 extra     as consume; names every level in h
 --       5 hold      its id
--- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none)
+-- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
+--       7 holds
 -- WRITES the records, their holds, and the end of the hold
 -- @needs base calendar pool bucket slots policy request hold record store op charge finish
 -- @flags allow-oom

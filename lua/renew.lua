@@ -1,12 +1,12 @@
 --- renew: let a hold last until a time to live from now.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
---       then   for every level, in this order: the hash and the sorted set of its holds
+--       then   for every level in h of ARGV 3: the hash and the sorted set of its holds
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 extra     as consume; names every level in h
 --       4 hold      its id
 --       5 ttl       ms as digits, up to 366 days
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more)
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds
 -- WRITES the holds, and the records where another hold is the first to expire now
 -- @needs base calendar pool bucket slots policy request hold record store op charge finish
 local function renew(keys, args)

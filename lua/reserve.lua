@@ -1,7 +1,7 @@
 --- reserve: charge as consume does, and remember it as a hold until it is committed, released or expired.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
---       then   for every level, in this order: the hash and the sorted set of its holds
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1..6 as consume; 6 names every level in h
 --       7 hold      id, 1 to 128 bytes
 --       8 ttl       ms as digits, up to 366 days

@@ -1,5 +1,6 @@
 --- usage: a picture of every limit at every level.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       then   for every level in h of ARGV 3: the hash and the sorted set of its holds
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6
 -- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
 --       level, policy (8 bytes), stored (0/1), length (2 bytes), and as msgpack the overrides (o), how many
@@ -37,6 +38,12 @@ local function usage(keys, args)
         shown.n, shown.h = hold.count(level), hold.list(level, now)
       end
       local var = shown and mpack(shown) or ""
+      while #var > 65535 do -- its length has two bytes
+        for _ = 1, ceil(#shown.h / 2) do
+          shown.h[#shown.h] = nil
+        end
+        var = mpack(shown)
+      end
       pieces[#pieces + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #var) .. var
     end
   end

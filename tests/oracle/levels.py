@@ -47,8 +47,7 @@ class Levels:
         """What was last written, unless it has expired."""
         record = self.records.get(path[0], {}).get(path)
         if record is not None and record.first_sight and self.expire_first_sight:
-            full_at = record.full_at()
-            if full_at is not None and full_at <= now:
+            if records.settled(record, now).as_new(now):
                 return None
         return record
 
@@ -70,7 +69,7 @@ class Levels:
             made = records.fresh(plans, base, self.catalog.revision, now)
             made.first_sight = True
             return View(path, made, changed=True, fresh=True)
-        record = records.without_expired(stored, now)
+        record = records.settled(stored, now)
         outdated = record.revision != self.catalog.revision
         plans = record.plans
         if len(path) == 1:
@@ -108,7 +107,7 @@ class Levels:
             plans = self.joined(plans, None)
         if stored is None:
             return records.fresh({}, {}, self.catalog.revision, now), plans
-        return records.without_expired(stored, now), plans
+        return records.settled(stored, now), plans
 
     def rewrite(
         self, path: Path, record: Record, plans: dict[str, Any], now: int, **options: Any
