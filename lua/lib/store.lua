@@ -52,7 +52,7 @@ end
 local function write_holds(count, slices, now)
   for i = 1, count do
     local level = levels[i]
-    if level.holds then
+    if level.holds and level.flags then -- a level without a record has none
       local written = slices[i] or level.fresh or level.moved
       hold.write(level.holds, written, has(level.flags, TTL) and format("%.0f", level.expires - now) or nil)
     end
