@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from tests.client.meter_tools import fresh_prefix
 from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 
+ROOT = Path(__file__).resolve().parents[2]
 TTL = 0.6
 
 
@@ -138,6 +142,26 @@ def test_closing_the_meter_ends_it(server: Server) -> None:
     meter.close()
     assert not keepers()
     del hold
+
+
+FINISH = """
+import sys
+from meterd import Meter
+url, prefix, hold_id = sys.argv[1:]
+with Meter(url, prefix=prefix) as meter:
+    decision = meter.hold("acme", hold_id).commit({"tokens": 3})
+    print(decision["jobs"].used, decision["credits"].used)
+"""
+
+
+def test_another_process_finishes_what_is_kept_alive(server: Server) -> None:
+    prefix = fresh_prefix()
+    with Meter(server.url, plans=PLANS, prefix=prefix) as meter:
+        hold = meter.reserve("acme", {"jobs": 1, "tokens": 5}, ttl=TTL, keepalive=True)
+        words = [sys.executable, "-c", FINISH, server.url, prefix, hold.id]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout.split() == ["0", "3"]
+        assert hold.commit({"tokens": 3}).replayed
 
 
 # --- AsyncMeter
