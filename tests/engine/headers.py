@@ -78,6 +78,11 @@ def _plain(lines: list[str]) -> str:
 _SMALL = {"three": 3}
 
 
+def _levels(lines: list[str]) -> bool:
+    """Whether the entry opens the records of every level, not one of them."""
+    return "1..n" in lines[0]
+
+
 def _keys(entry: str, lines: list[str]) -> tuple[int, int, tuple[str, ...]]:
     """Least and most keys, and the kinds of keys named."""
     least = most = 0
@@ -95,10 +100,19 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, tuple[str, ...]]:
         elif re.fullmatch(r"(n \+ 1|2) +operation id; only with ARGV \d", text):
             most += 1
             kinds.append("operation id")
+        elif re.fullmatch(r"n \+ 1 +end of the hold, kept like an operation id", text):
+            most += 1
+            kinds.append("end of the hold")
+        elif re.fullmatch(
+            r"then +for every level in h of ARGV \d+: the hash and the sorted set of its holds",
+            text,
+        ):
+            most += 8 if _levels(lines) else 2
+            kinds.append("hold")
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
             least, most = 1, int(many[2])
-            kinds += ["record", "meta", "operation id"]
-            assert many[1] == "record, meta, operation ids"
+            kinds += ["record", "meta", "hold", "operation id", "end of the hold"]
+            assert many[1] == "record, meta, holds, operation ids, ends of holds"
         else:
             single = re.fullmatch(r"1 (record|meta|catalog)", text)
             assert single, f"{entry}: unreadable key {text!r}"
@@ -139,10 +153,12 @@ def _statuses(returns: str) -> frozenset[int]:
     """The status bytes that an answer may begin with."""
     if without := re.match(r"as consume,? without (\d(?: and \d)*)", returns):
         return header("consume").statuses - {int(n) for n in without[1].split(" and ")}
+    if more := re.match(r"as report; besides (\d) ", returns):
+        return header("report").statuses | {int(more[1])}
     if returns.startswith("as consume"):
         return header("consume").statuses
     if returns.startswith(("a status: ", "status ", "a string; its first byte is the status:")):
-        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-6]) [a-z]+", returns))
+        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-7]) [a-z]+", returns))
     assert re.match(r"1 if |how many", returns), returns
     return frozenset()
 

@@ -106,14 +106,19 @@ def assert_well_formed(entry: str, reply: Any) -> None:
     assert isinstance(reply, bytes)
     assert reply
     status = reply[0]
-    assert status <= wire.UNKNOWN, reply
+    assert status <= wire.HOLDS, reply
     if status == wire.NEED:
         assert len(reply) > 1
         assert (len(reply) - 1) % 8 == 0
     elif status == wire.STALE:
         assert wire.decode_stale(reply)
         assert (len(reply) - 1) % 13 == 0
-    elif status == wire.DECIDED or (status == wire.REPLAYED and entry != "subscribe"):
+    elif status == wire.HOLDS:
+        assert list(reply[1:]) == sorted({1, 2, 3, 4} & {*reply[1:]})
+        assert len(reply) > 1
+    elif status == wire.DECIDED or (
+        status == wire.REPLAYED and entry not in ("subscribe", "release")
+    ):
         answer = wire.decode_answer(reply, LEVELS)
         for state in answer.limits():
             figures = (state.limit, state.used, state.remaining, state.overage, state.applied)
@@ -153,11 +158,14 @@ class World:
         meter.override("acme/team/ana", "credits", limit=3)
         meter.set_meta("acme", {"note": [1]})
         meter.limiter("login", Bucket("ip", 5, "1m")).consume("::1")
+        assert meter.reserve("acme/team/ana", {"credits": 1, "api": 1}, ttl="1h", op="held")
         self.keys = meter._keys
         self.path = self.keys.path("acme/team/ana")
         self.root, self.team, self.leaf = self.path.keys
         self.op, self.meta = self.keys.op(self.path, "new"), self.keys.meta(self.keys.path("acme"))
         self.used_op = self.keys.op(self.path, "first")
+        self.holds = [key for level in (1, 2, 3) for key in self.keys.holds(self.path, level)]
+        self.end = self.keys.hold_end(self.path, "held")
         self.fresh = self.keys.path("acme2").keys[0]
         self.context = meter._store.context(None)
         stored = client.hgetall(self.keys.policies)
@@ -184,8 +192,19 @@ class World:
         levels = [*self.path.keys, *([self.op] if op else [])]
         charge = [now, context, b"credits,api", struct.pack("<2d", 2, 1), op_argument, bring]
         above = [self.team, self.root]
+        ended = [*self.path.keys, self.end, *self.holds]
+        opened = [*self.path.keys, *self.holds]
+        kept = wire.op_argument(bytes(16), 86_400_000)
+        naming = extra(self.policies, h=(1, 2, 3))
+        held = [naming, b"held"]
+        spent = [b"credits,api", amounts(1, 1)]
         calls: dict[str, tuple[list[bytes], list[bytes]]] = {
-            "usage": (levels, [now, context, bring]),
+            "usage": (opened, [now, context, naming]),
+            "reserve": ([*levels, *self.holds], [*charge[:5], naming, b"new", b"60000"]),
+            "commit": (ended, [now, context, *spent, kept, *held]),
+            "release": (ended, [now, context, kept, *held]),
+            "renew": (opened, [now, context, *held, b"60000"]),
+            "tally": (opened, [now, context, *spent, *held, b"60000"]),
             "subscribe": (
                 [self.leaf, *([self.op] if op else []), *above],
                 [now, context, b"reset", b"", b"credits", op_argument, self.move_leaf()],
@@ -226,9 +245,10 @@ def world(server: Any) -> Iterator[World]:
     made.meter.close()
 
 
-def extra(policies: dict[bytes, bytes], *moves: Sequence[Any]) -> bytes:
-    """What a call may bring along: policies by name, and moves (level, from, old, to)."""
-    packed: bytes = msgpack.packb({"p": policies, "m": moves}, use_bin_type=False)
+def extra(policies: dict[bytes, bytes], *moves: Sequence[Any], h: Sequence[int] = ()) -> bytes:
+    """What a call may bring along: policies by name, moves (level, from, old, to), holds."""
+    value = {"p": policies, "m": moves} | ({"h": h} if h else {})
+    packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
 
@@ -286,12 +306,19 @@ VALID: dict[str, Any] = {
     "clear": lambda t: t in (b"", b"1"),
     "known": lambda t: t in (b"", b"1"),
     "used": _is_whole(10**15),
+    "hold": lambda t: 1 <= len(t) <= 128,
+    "ttl": lambda t: t == b"" or (_is_whole(366 * 86_400_000)(t) and int(t) > 0 and len(t) <= 11),
     "field": bool,
     "value": lambda _: True,
     "expected": lambda _: True,
     "catalog": bool,
 }
 """Whether a text is allowed at all as an argument of that name, by itself."""
+
+
+def fits(entry: str, name: str, text: bytes) -> bool:
+    """The same for one entry: a commit need not say of what."""
+    return VALID[name](text) or (entry == "commit" and text == b"" and name in ("costs", "amounts"))
 
 
 def pairs(names: Sequence[str], count: int) -> list[str]:

@@ -11,12 +11,14 @@ from meterd.scripts import ENTRIES, LIBRARIES, READ_ONLY, Scripts, lua_root
 from meterd.testing import ManualClock
 from tests.engine import workload
 from tests.engine.headers import header
-from tests.engine.raw import VALID, pairs
+from tests.engine.raw import fits, pairs
 from tests.support import servers
 
 MARKS = {
     "record": rb"\}:[sl]:",
     "operation id": rb"\}:o:",
+    "hold": rb"\}:[hx]:",
+    "end of the hold": rb"\}:e:",
     "meta": rb"\}:m:",
     "catalog": rb"\}:catalog",
 }
@@ -28,7 +30,11 @@ STATUS = {
     wire.CONFLICT: "conflict",
     wire.DONE: "done",
     wire.UNKNOWN: "unknown",
+    wire.HOLDS: "holds",
 }
+
+
+HOLDING = ("usage", "reserve", "commit", "release", "renew", "tally", "forget")
 
 
 @pytest.fixture(scope="module", params=["functions", "scripts"])
@@ -62,7 +68,7 @@ def test_the_client_sends_what_the_header_says(sent: workload.Recorder, entry: s
         else:
             assert len(call.args) == said.most_arguments == len(said.arguments)
         for name, argument in zip(pairs(said.arguments, len(call.args)), call.args, strict=True):
-            assert VALID[name](argument), f"{entry}: {name}={argument!r}"
+            assert fits(entry, name, argument), f"{entry}: {name}={argument!r}"
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -78,18 +84,26 @@ def test_keys_are_of_the_kinds_and_in_the_order_that_the_header_says(
         if entry == "forget":
             continue
         with_id = "op" in said.arguments and call.args[said.arguments.index("op")] != b""
-        assert (kinds.count("operation id") == 1) == with_id
+        ids = [kind for kind in kinds if kind in ("operation id", "end of the hold")]
+        assert (len(ids) == 1) == with_id
+        while kinds[-1] == "hold":  # behind all others
+            del kinds[-1]
+        assert "hold" not in kinds
         if entry == "subscribe":
             assert kinds[:2] == ["record", "operation id"] or not with_id
         elif with_id:
-            assert kinds[-1] == "operation id"
+            assert kinds[-1] == ids[0]
         if kinds[0] == "record":
-            lengths = [len(k) for k, kind in zip(call.keys, kinds, strict=True) if kind == "record"]
+            records = [k for k in call.keys if re.search(MARKS["record"], k)]
+            lengths = [len(key) for key in records]
             if said.one:
                 assert lengths[0] == max(lengths)  # the one that is meant, whatever stands behind
             else:
                 assert lengths == sorted(lengths)
-    assert seen == set(said.kinds)
+    # Holds have to be named where they expired, which few calls here happen to find.
+    assert seen - {"hold"} == set(said.kinds) - {"hold"}
+    assert ("hold" in seen) <= ("hold" in said.kinds)
+    assert "hold" in seen or entry not in HOLDING
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -102,7 +116,7 @@ def test_answers_are_of_the_statuses_that_the_header_says(
         assert all(isinstance(reply, int) for reply in replies)
         return
     assert {reply[0] for reply in replies} <= said.statuses
-    if entry in ("consume", "report", "refund"):
+    if entry in ("consume", "report", "refund", "reserve", "commit"):
         assert {wire.DECIDED, wire.REPLAYED} <= {reply[0] for reply in replies}
 
 
@@ -115,7 +129,7 @@ def test_every_status_is_seen(sent: workload.Recorder) -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_statuses_have_the_words_that_go_with_them(entry: str) -> None:
     for number, word in re.findall(
-        r"(?:^|[ ,])([0-6]) ([a-z]+)", header(entry).returns.split("(")[0]
+        r"(?:^|[ ,])([0-7]) ([a-z]+)", header(entry).returns.split("(")[0]
     ):
         if entry not in ("apply",) and word not in ("and",):
             assert word == STATUS[int(number)] or (int(number), word) in ((6, "the"), (6, "there"))
@@ -131,7 +145,9 @@ def test_what_only_reads_is_marked_in_all_places(entry: str) -> None:
 
 
 def test_only_what_gives_room_may_run_on_a_full_server() -> None:
-    assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {"refund", "forget"}
+    assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {
+        "refund", "commit", "release", "forget",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

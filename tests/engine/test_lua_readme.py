@@ -9,7 +9,7 @@ import msgpack
 import pytest
 import redis
 
-from meterd import Bucket, Code, Flag, Plan, Pool, wire
+from meterd import Bucket, Code, Flag, Plan, Pool, Slots, wire
 from meterd.keys import Keyspace
 from meterd.scripts import ENTRIES, LIBRARIES, lua_root
 from meterd.testing import ManualClock
@@ -53,6 +53,8 @@ def test_every_kind_of_key() -> None:
         path.keys[1],
         keys.limiter("login", ("::1",)).keys[0],
         keys.op(path, "id"),
+        *keys.holds(path, 2),
+        keys.hold_end(path, "id"),
         keys.meta(path),
         keys.catalog,
         keys.policies,
@@ -60,9 +62,9 @@ def test_every_kind_of_key() -> None:
         keys.private,
     ):
         shape = re.sub(r"\{...\}", "{tag}", key.decode())
-        kept = re.sub(r"(?<=:[slom]:).*", "", shape)
-        assert [s for s in shapes if re.sub(r"(?<=:[slom]:).*", "", s) == kept], shape
-    assert len(shapes) == 8
+        kept = re.sub(r"(?<=:[slomhxe]:).*", "", shape)
+        assert [s for s in shapes if re.sub(r"(?<=:[slomhxe]:).*", "", s) == kept], shape
+    assert len(shapes) == 11
 
 
 def test_every_status_and_code() -> None:
@@ -74,6 +76,7 @@ def test_every_status_and_code() -> None:
         "conflict": wire.CONFLICT,
         "done": wire.DONE,
         "unknown": wire.UNKNOWN,
+        "holds": wire.HOLDS,
     }
     assert {row[1]: int(row[0]) for row in table("status")} == words
     assert {row[1]: int(row[0]) for row in table("code")} == {
@@ -103,13 +106,14 @@ def test_the_sizes_of_states_add_up_and_are_those_of_the_records(
     for name, kind, size, state in table("limit"):
         assert sum(int(n) for n in re.findall(r"\b(\d+)\b", state)) == int(size)
         sizes[name] = int(size)
-        assert int(kind) == len(sizes)
+        assert int(kind) == ["slots", "pool", "fixed", "sliding", "token", "flag"].index(name)
     limits = {
         "pool": Pool("x", 5, "day"),
         "fixed": Bucket("x", 5, "1m", algorithm="fixed"),
         "sliding": Bucket("x", 5, "1m"),
         "token": Bucket("x", 5, "1m", algorithm="token"),
         "flag": Flag("x"),
+        "slots": Slots("x", 5),
     }
     assert set(sizes) == set(limits)
     meter = make(
@@ -131,7 +135,7 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     meter.override("a", "b", limit=20, expires="1h")
     rec = client.get(meter._keys.path("a").keys[0])
     (bytes_of,) = ([row[0] for row in table("bytes")],)
-    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ rest"]
+    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ 6 more", "+ rest"]
     version, flags, policy, revision = struct.unpack_from("<BB8sI", rec)
     assert (version, flags, revision) == (1, 2, 1)
     assert client.hexists(meter._keys.policies, policy)

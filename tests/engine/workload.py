@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from meterd import Bucket, Flag, Meter, Plan, Pool
+from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, wire
 from meterd.errors import MeterdError
 
 ROOTS = ("acme", "globex", "ünïcode", "a%b", "*", "x{y}", "tab\tnew\nline", "nul\x00l")
@@ -20,6 +20,7 @@ def plans(*, more: int = 0) -> list[Plan]:
             includes=[
                 Pool("credits", 100 + more, "month", anchor="calendar", tz="America/Santiago"),
                 Bucket("api", 50, "1m", rates={"api": 1, "credits": 1}),
+                Slots("jobs", 4),
                 Flag("sso"),
             ],
             default=True,
@@ -80,6 +81,34 @@ def charge(meter: Meter, root: str) -> None:
         meter.refund(subject, "credits", 1, op=f"b{len(subject)}")
         meter.usage(subject)
     meter.consume(root, "seats", join="extra")
+    for subject in ((root,), (root, "team"), (root, "team", "ana"), (root, "a/b", "%", "d")):
+        reserve(meter, subject)
+
+
+def reserve(meter: Meter, subject: tuple[str, ...]) -> None:
+    """Holds, ended in every way."""
+    hold = meter.reserve(subject, {"jobs": 1, "credits": 2}, op=f"h{len(subject)}/%")
+    other = meter.reserve(subject, "credits")
+    path, spent = meter._keys.path(subject), wire.encode_costs("credits")
+    for act in (
+        lambda: meter.reserve(subject, {"jobs": 1, "credits": 2}, op=hold.id),
+        lambda: meter.reserve(subject, "jobs", op=hold.id),  # taken
+        lambda: meter.reserve(subject, "credits", 10**6),  # refused
+        lambda: meter.usage(subject),
+        lambda: meter._run(meter._holds.tally(path, hold.id, spent, None)),
+        lambda: meter._run(meter._holds.tally(path, hold.id, spent, 5000)),
+        lambda: hold.renew(3600),
+        lambda: hold.commit({"credits": 1}),
+        lambda: hold.commit({"credits": 1}),
+        hold.release,  # it was committed
+        other.release,
+        other.release,
+        lambda: meter.hold(subject, "nobody").commit(),
+        lambda: meter.hold(subject, "nobody").renew(5),
+        lambda: meter.reserve(subject, "jobs"),  # never ended
+    ):
+        with contextlib.suppress(MeterdError):
+            act()
 
 
 def administer(meter: Meter, root: str) -> None:

@@ -76,6 +76,8 @@ WRONG: dict[str, list[bytes]] = {
     "clear": [b"0", b"true", b"11", b"1\x00"],
     "known": [b"0", b"yes", b"11"],
     "used": [b"", *TEXTS, b"none", b"1000000000000001"],
+    "hold": [b"", b"x" * 129],
+    "ttl": [*TEXTS, b"0", b"31622400001", b"1" * 12, b"none"],
     "field": [b""],
     "catalog": [b""],
 }  # fmt: skip
