@@ -40,7 +40,9 @@ end
 local function unpacked(raw)
   local e = munpack(raw)
   local parts, names = {}, #e[2]
-  concat(e[2])
+  if names < 1 or concat(e[2]) == "" then
+    error("no names", 0)
+  end
   check_numbers(1, e)
   check_numbers(names, e[3])
   check_numbers(names, e[4])

@@ -237,7 +237,10 @@ class World:
             "commit": (ended, [now, context, b"credits,api", amounts(2, 1), digest, *ids]),
             "release": (ended, [now, context, digest, *ids]),
             "renew": ([*path, *self.pairs], [now, context, *ids, b"90000"]),
-            "tally": ([*path, *self.pairs], [now, context, b"credits", amounts(1), *ids, b""]),
+            "tally": (
+                [*path, *self.pairs],
+                [now, context, b"credits,api", amounts(1, 1), *ids, b""],
+            ),
         }
 
     def move_leaf(self) -> bytes:
