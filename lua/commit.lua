@@ -28,12 +28,10 @@ local function commit(keys, args)
     bad("amounts: one per cost name")
   end
   local id = finish.id(args[7])
-  local count, now, end_key = charge.read(keys, args)
+  local count, now, end_key, entries, any = finish.read(keys, args, id)
   if not count then
     return now
   end
-  finish.check_pairs(count)
-  local entries, any = finish.find(count, id)
   local kept
   if any then
     kept, text = finish.split(any, names)

@@ -18,12 +18,10 @@ local function release(keys, args)
   end
   local id = finish.id(args[5])
   local passed = { args[1], args[2], "", "", args[3], args[4] }
-  local count, now, end_key = charge.read(keys, passed)
+  local count, now, end_key, entries, any = finish.read(keys, passed, id)
   if not count then
     return now
   end
-  finish.check_pairs(count)
-  local entries, any = finish.find(count, id)
   if any then
     local kept = {}
     for j = 1, #any.names do

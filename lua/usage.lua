@@ -38,7 +38,7 @@ local function usage(keys, args)
         shown.n, shown.h = hold.count(level), hold.list(level, now)
       end
       local var = shown and mpack(shown) or ""
-      while #var > 65535 do -- its length has two bytes
+      while #var > 65535 and shown.h and shown.h[1] do -- its length has two bytes
         for _ = 1, ceil(#shown.h / 2) do
           shown.h[#shown.h] = nil
         end

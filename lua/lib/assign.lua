@@ -63,6 +63,9 @@ end
 
 -- Writes the record that was changed, and the operation id beside it.
 function assign.commit(keys, now, now_text, op_text)
+  if record.outlives_holds(levels[1]) then
+    return STATUS_HOLDS .. char(1)
+  end
   local op_key, op_value, op_ttl
   if op_text and op_text ~= "" then
     op_key = keys[2]

@@ -283,7 +283,8 @@ end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
 -- Returns the number of levels, the instant, the op key - or nil and the status to answer.
-function charge.read(keys, args)
+-- `unasked`: the stored answer is not for this function to give; it comes as the fourth value.
+function charge.read(keys, args, unasked)
   local extra = request.extra(args[6])
   local count, total = #keys, #keys
   if extra.h then
@@ -307,7 +308,7 @@ function charge.read(keys, args)
     values = call("MGET", spread(keys, 1, total))
   end
   local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
-  if with_op then
+  if with_op and not unasked then
     -- A stored answer is older than any plan change: it counts before what the records need.
     local answer = op.find(values[count + 1], args[5], seen or instant)
     if answer then
@@ -317,7 +318,7 @@ function charge.read(keys, args)
   if not seen then
     return nil, status
   end
-  return count, seen, with_op and keys[count + 1] or nil
+  return count, seen, with_op and keys[count + 1] or nil, values[count + 1]
 end
 
 -- Writes what was applied, together with the answer where an operation id asks to keep it.

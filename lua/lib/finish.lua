@@ -18,23 +18,51 @@ function finish.ttl(text)
   return tonumber(text)
 end
 
--- The open holds of that id: {level = entry}, and any one of them (nil: there is none).
+local function same(one, other)
+  return concat(one.names, ",") == concat(other.names, ",") and concat(one.amounts, ",") == concat(other.amounts, ",")
+end
+
+-- The open holds of that id: {level = entry}, and any one of them (nil: there is none). What a level above
+-- holds under this id may be of another subject.
 function finish.find(count, id)
   local entries, any = {}, nil
-  for i = 1, count do
-    entries[i] = hold.find(levels[i], id)
-    any = any or entries[i]
+  for i = count, 1, -1 do
+    local entry = hold.find(levels[i], id)
+    if entry and (not any or same(entry, any)) then
+      entries[i], any = entry, entry
+    end
   end
   return entries, any
 end
 
--- Whether some level has no room for another hold, and whether one has this id already.
+-- Reads as charge.read does, for a call that ends a hold: one that is open counts before the end of another
+-- of its id. Returns what that does, and what finish.find does.
+function finish.read(keys, args, id)
+  local count, now, end_key, stored = charge.read(keys, args, true)
+  if not count then
+    return nil, now
+  end
+  finish.check_pairs(count)
+  local entries, any = finish.find(count, id)
+  local answer = not any and op.find(stored, args[5], now)
+  if answer then
+    return nil, answer
+  end
+  return count, now, end_key, entries, any
+end
+
+-- Whether some level that is charged has no room for another hold, and whether one has this id already.
 function finish.full(count, id)
-  local full, known = false, false
+  local full, known, k = false, false, 0
   for i = 1, count do
-    local H = levels[i].holds
+    local H, shape = levels[i].holds, levels[i].shape
+    local targets, charged = shape and shape.count or 0, false
+    for t = 1, targets do
+      charged = charged or hands[k + t].cost > 0
+    end
+    k = k + targets
     if H and H.due then
-      full = full or hold.count(levels[i]) >= MOST_HOLDS
+      full = full or charged and hold.count(levels[i]) >= MOST_HOLDS
       known = known or hold.find(levels[i], id) ~= nil
     end
   end
@@ -87,7 +115,9 @@ function finish.keep(i, id, entry, now, others)
     due = hold.next_due(H, now, id)
   end
   due = due and min(due, entry.expiry) or entry.expiry
-  if due ~= H.due then
+  -- A record that is not to stay has to outlive its holds.
+  local soon = has(level.flags, TTL) and level.expires < entry.expiry + level.parsed.forgettable
+  if due ~= H.due or soon then
     record.put_due(level, due, slices[i], now)
     slices[i] = nil
   end
@@ -113,7 +143,7 @@ function finish.settle(count, id, entries, kept, now)
   end
 end
 
--- What a hold keeps charged, limit by limit, added to what the call itself applied.
+-- What a hold keeps charged, limit by limit (slots: nothing), added to what the call itself applied.
 function finish.add_kept(count, entries, kept)
   local k = 0
   for i = 1, count do
@@ -121,7 +151,7 @@ function finish.add_kept(count, entries, kept)
     for t = 1, shape and shape.count or 0 do
       local s = hands[k + t]
       for _, part in ipairs(entry and entry.parts or {}) do
-        if part.name == s.limit.name and part.kind == s.limit.kind then
+        if part.name == s.limit.name and part.kind == s.limit.kind and part.kind ~= SLOTS then
           s.applied = s.applied + hold.units(part, kept)
         end
       end

@@ -8,7 +8,8 @@
 -- tallied stays charged whatever becomes of the hold.
 --
 -- level.holds, where a record has holds or may get one: due (instant or nil), hash and order (the keys, if
--- given), gone (ids to remove), put ({id, expiry, bytes} to store), queue (expired ids and instants).
+-- given), gone (ids to remove), put ({id, expiry, bytes} to store), queue (expired ids and instants), brief
+-- (whether the record, and so these keys, have a Redis TTL).
 
 local MOST_HOLDS = 10000
 local CHUNK = 1000 -- values in one command: Lua's stack bounds them
@@ -27,16 +28,38 @@ function hold.keys(level, hash, order)
   H.hash, H.order = hash, order
 end
 
-local function decode(raw)
-  local ok, e = pcall(munpack, raw)
-  if not ok or type(e) ~= "table" or #e ~= 5 then
-    error("METERD-LAYOUT a hold of " .. #raw .. " bytes", 0)
+local function check_numbers(count, list)
+  for j = 1, count do
+    if type(list[j]) ~= "number" then
+      error("no number", 0)
+    end
   end
-  local parts = {}
+end
+
+-- Fails where something is not what it should be.
+local function unpacked(raw)
+  local e = munpack(raw)
+  local parts, names = {}, #e[2]
+  if names < 1 or concat(e[2]) == "" then
+    error("no names", 0)
+  end
+  check_numbers(1, e)
+  check_numbers(names, e[3])
+  check_numbers(names, e[4])
   for i, p in ipairs(e[5]) do
     parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6] }
+    check_numbers(4, { p[2], p[3], p[4], p[5] })
+    check_numbers(names, p[6])
   end
   return { expiry = e[1], names = e[2], amounts = e[3], tallied = e[4], parts = parts }
+end
+
+local function decode(raw)
+  local ok, entry = pcall(unpacked, raw)
+  if not ok then
+    error("METERD-LAYOUT a hold of " .. #raw .. " bytes", 0)
+  end
+  return entry
 end
 
 function hold.encode(entry)
@@ -155,7 +178,15 @@ function hold.list(level, now)
   return rows
 end
 
-local function remove(verb, key, ids)
+-- `but`: an id that is new again.
+local function remove(verb, key, gone, but)
+  local ids = gone
+  if but and gone[but] then
+    ids = {}
+    for _, id in ipairs(gone) do
+      ids[#ids + 1] = id ~= but and id or nil
+    end
+  end
   for i = 1, #ids, CHUNK do
     call(verb, key, spread(ids, i, min(i + CHUNK - 1, #ids)))
   end
@@ -172,9 +203,13 @@ function hold.write(H, whole, ttl)
       call("PEXPIRE", H.order, ttl)
     end
   end
+  if H.brief and whole and not ttl then
+    call("PERSIST", H.hash)
+    call("PERSIST", H.order)
+  end
   if H.gone and whole then
-    remove("HDEL", H.hash, H.gone)
-    remove("ZREM", H.order, H.gone)
+    remove("HDEL", H.hash, H.gone, H.put and H.put.id)
+    remove("ZREM", H.order, H.gone, H.put and H.put.id)
   end
   if H.done then
     call("HDEL", H.hash, H.done)

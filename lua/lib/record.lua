@@ -225,8 +225,17 @@ end
 local function read_due(level, now)
   local at = level.parsed.tail + (has(level.flags, TTL) and 6 or 0)
   local H = level.holds or {}
-  level.holds, H.due = H, sunpack("<I6", level.rec, at)
+  if #level.rec < at + 5 then
+    too_short(level.rec)
+  end
+  level.holds, H.due, H.brief = H, sunpack("<I6", level.rec, at), has(level.flags, TTL)
   return H.due <= now and not H.hash
+end
+
+-- Whether the record is to stay from now on, while the keys of its holds, which are not at hand, would go.
+function record.outlives_holds(level)
+  local H = level.holds
+  return H and H.brief and not H.hash and not has(level.flags, TTL)
 end
 
 -- A move must not read a record by definitions that it is not laid out by. `from`: the policy that the
@@ -372,6 +381,12 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
     end
     for i = 1, count do
       settle(levels[i], context, now, manual, mover)
+      if record.outlives_holds(levels[i]) then
+        holds = holds .. char(i)
+      end
+    end
+    if holds ~= "" then
+      return nil, STATUS_HOLDS .. holds, now
     end
   end
   return now

@@ -219,7 +219,7 @@ def settle(views: list[View], hold_id: str, used: Amounts, now: int) -> dict[tup
         hold = view.record.holds[hold_id]
         settled = {cost: min(used.get(cost, 0), amount) for cost, amount in hold.held.items()}
         for name, part in hold.parts.items():
-            if name in view.record.specs:
+            if type(view.record.specs.get(name)) is part.of_spec:
                 stay[view.path, name] = kept(view.record.specs[name], part, settled)
         end_hold(view.record, hold_id, settled, now)
     return stay

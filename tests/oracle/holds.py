@@ -24,6 +24,7 @@ class Part:
     its number), for a token bucket when. `over`: what of it went over a pool's allowance.
     """
 
+    of_spec: type
     charged: int
     factors: tuple[tuple[str, int], ...]
     mark: int
@@ -51,7 +52,7 @@ def part_of(
     """The part of a limit that went from one state to another by the charge at `now`."""
     over = after.over - before.over if isinstance(spec, PoolSpec) else 0
     factors = tuple((cost, factor) for cost, factor in spec.rates if cost in held)
-    return Part(charged, factors, mark_of(spec, after, now), over, incarnation)
+    return Part(type(spec), charged, factors, mark_of(spec, after, now), over, incarnation)
 
 
 def mark_of(spec: Any, state: Any, now: int) -> int:
