@@ -119,7 +119,7 @@ class Holding(Core):
         moved = [hit.spec.report(hit.state, hit.amount, now) for hit in hits]
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
-        decision = recorded(hits, moved, fits, more, now, None)
+        decision = recorded(hits, moved, fits, more, now, hold_id)
         for hit, limit in zip(hits, decision.limits, strict=True):
             limit.applied += stay.get((hit.view.path, hit.spec.name), 0)
         after = [state for state, _ in moved]

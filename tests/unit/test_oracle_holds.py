@@ -94,15 +94,18 @@ def test_a_fixed_window_while_it_is_open() -> None:
 
 
 def test_a_fixed_window_is_found_again_where_its_tick_changes() -> None:
-    # With 10**12 per 366 days a tick lasts 8 ms, with 10 it lasts 1 ms.
-    model = Oracle(
-        [plan(bucket("fixed", per="366d")), plan(bucket("fixed", 10**12, "366d"), name="q")],
-        start_ms=T0 + 5,
-    )
-    assert model.reserve("a", "b", 4, ttl_ms=MINUTE, hold_id="h").allowed
-    model.subscribe("a", "q", now_ms=T0 + SECOND)
-    model.release("a", "h", now_ms=T0 + SECOND)
-    assert used(model, SECOND, "b") == 0
+    # With a limit of 10**12 per 366 days a tick is 2 h, with 10 it is 1 ms.
+    for back, left in ((False, 0), (True, 4)):
+        model = Oracle(
+            [plan(bucket("fixed", per="366d")), plan(bucket("fixed", 10**12, "366d"), name="q")],
+            start_ms=T0**2,
+        )
+        assert model.reserve("a", "b", 4, ttl_ms=MINUTE, hold_id="h").allowed
+        model.subscribe("a", "q")
+        if back:  # the window's start has been rounded down for good
+            model.subscribe("a", "p")
+        model.release("a", "h")
+        assert model.usage("a").limits[0].used == left
 
 
 def test_a_sliding_window_in_whichever_holds_the_charge() -> None:
@@ -141,8 +144,10 @@ def test_a_token_bucket_less_what_refilled(keep: int, spent: int) -> None:
 def test_a_token_bucket_that_is_full_has_no_fraction() -> None:
     model = oracle(bucket("token"))
     reserve(model, "b", 4, 2_500)
-    assert used(model, 2_500, "b") == 1  # 4 - 2.5 left, of which 4 - 3 come back
-    model.refund("a", "b", now_ms=T0 + 2_500)
+    assert used(model, 2_500, "b") == 1  # 2 are spent, of which 4 - 3 come back
+    model = oracle(bucket("token"))
+    reserve(model, "b", 4, 2_500)
+    model.refund("a", "b", now_ms=T0 + 2_400)
     model.consume("a", "b", now_ms=T0 + 2_500)
     assert used(model, 3_499, "b") == 1
 
@@ -242,13 +247,25 @@ def test_what_began_anew_gets_nothing_back(other: Any) -> None:
     assert used(model, 0, "b") == 3
 
 
-def test_a_restart_by_an_override_that_ends() -> None:
-    # A limit of 10**12 per 366 days has ticks of 8 ms: the sliding window begins anew, twice.
+@pytest.mark.parametrize("before", [True, False])
+def test_a_restart_by_an_override(before: bool) -> None:
+    # With a limit of 10**12 per 366 days a tick is 2 h, so a sliding window begins anew, twice.
     model = oracle(bucket("sliding", per="366d"))
-    reserve(model, "b", 4, MINUTE)
+    if before:
+        reserve(model, "b", 4, MINUTE)
     model.override("a", "b", limit=10**12, expires_ms=T0 + 10)
+    if not before:
+        reserve(model, "b", 4, MINUTE)
     model.consume("a", "b", 3, now_ms=T0 + 10)
     assert used(model, MINUTE, "b") == 3
+
+
+def test_what_ends_ends_in_the_order_of_time() -> None:
+    model = oracle(Pool("m", 10, "1m", rollover=100))
+    reserve(model, "m", 4, 90 * SECOND, hold="first")
+    reserve(model, "m", 3, 30 * SECOND, hold="second")
+    # The second's share came back within its period, the first's lapsed with it: 6 are carried.
+    assert model.usage("a", now_ms=T0 + 95 * SECOND).limits[0].remaining == 16
 
 
 def test_a_period_closed_by_a_reset_gets_nothing_back() -> None:
