@@ -218,7 +218,10 @@ class Machine(HoldSteps):
             left = {"limits": [model_limit(limit) for limit in expected.limits]}
             right = {"limits": [limit_fields(state) for state in actual.limits]}
             if self.holding:
-                left["holds"] = holds_fields([level[:100] for level in expected.holds])
+                known = zip(expected.holds, expected.plans, strict=True)
+                left["holds"] = holds_fields(
+                    [held[:100] for held, plans in known if plans is not None]
+                )
                 right["holds"] = holds_fields([level.holds for level in actual.levels])
         else:
             return
