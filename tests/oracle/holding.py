@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tests.oracle.core import DAY_MS, Core
 from tests.oracle.decide import Hit, ODecision, check_counters, decide, hits_of, recorded
 from tests.oracle.errors import OpConflict, OpNotFound, PolicyError
-from tests.oracle.holds import Hold, Part, kept, part_of
+from tests.oracle.holds import Hold, Part, part_of
 from tests.oracle.levels import View
 from tests.oracle.records import Record, copy_of, end_hold
 from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_op, path_of
@@ -108,7 +108,7 @@ class Holding(Core):
         held = {} if hold is None else hold.held
         used = {**held, **(given or {})}
         more = {cost: max(0, amount - held.get(cost, 0)) for cost, amount in used.items()}
-        stay = settle(mine, hold_id, used, now)
+        of_it = settle(mine, hold_id, used, now)
 
         hits, _ = hits_of(views, more, now)
         if hold is None:
@@ -121,7 +121,7 @@ class Holding(Core):
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, fits, more, now, hold_id)
         for hit, limit in zip(hits, decision.limits, strict=True):
-            limit.applied += stay.get((hit.view.path, hit.spec.name), 0)
+            limit.applied += of_it.get((hit.view.path, hit.spec.name), 0)
         after = [state for state, _ in moved]
         self._write(views, hits, after, now, also=[view.path for view in mine])
         self._end(path, hold_id, request, decision, now)
@@ -212,14 +212,14 @@ def with_hold(views: list[View], hold_id: str) -> list[View]:
 
 
 def settle(views: list[View], hold_id: str, used: Amounts, now: int) -> dict[tuple[Path, str], int]:
-    """Ends the hold in copies of its records. Returns what stays charged, by level and limit."""
-    stay: dict[tuple[Path, str], int] = {}
+    """Ends the hold in copies of its records. Returns what was used of it, by level and limit."""
+    of_it: dict[tuple[Path, str], int] = {}
     for view in views:
         view.record = copy_of(record_of(view))
         hold = view.record.holds[hold_id]
         settled = {cost: min(used.get(cost, 0), amount) for cost, amount in hold.held.items()}
         for name, part in hold.parts.items():
             if name in view.record.specs:
-                stay[view.path, name] = kept(view.record.specs[name], part, settled)
+                of_it[view.path, name] = part.of(settled)
         end_hold(view.record, hold_id, settled, now)
-    return stay
+    return of_it

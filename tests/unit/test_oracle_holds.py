@@ -166,7 +166,7 @@ def test_slots_come_back_however_the_hold_ends() -> None:
     assert model.check("a", "jobs", 3).retry_after_ms is None
     assert [used(model, at, "jobs") for at in (9, 10, 29, 30)] == [2, 1, 1, 0]
     decision = model.commit("a", "h2", now_ms=T0 + 20)
-    assert [(x.name, x.used, x.applied) for x in decision.limits] == [("jobs", 0, 0), ("m", 3, 3)]
+    assert [(x.name, x.used, x.applied) for x in decision.limits] == [("jobs", 0, 1), ("m", 3, 3)]
     assert model.reserve("a", "jobs", 2, ttl_ms=5, hold_id="h4", now_ms=T0 + 20).balance is not None
 
 

@@ -80,7 +80,7 @@ def test_a_commit_settles_in_place() -> None:
     assert [(x.name, x.used, x.applied) for x in decision.limits] == [
         ("m", 1, 1),
         ("n", 6, 6),
-        ("jobs", 0, 0),
+        ("jobs", 0, 2),  # used while the hold was open
         ("sso", 0, 0),
     ]
     assert decision.balance == 14 // 2
