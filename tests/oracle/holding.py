@@ -89,13 +89,19 @@ class Holding(Core):
         hold_id: str,
         actual: Mapping[str, int] | None = None,
         *,
+        known: Amounts | None = None,
         now_ms: int | None = None,
     ) -> ODecision:
-        """`actual`: what was used, by cost name; names missing there are as held."""
+        """`actual`: what was used, by cost name; names missing there are as held.
+
+        `known`: what the caller knows to be held: charged as such even if the hold is over.
+        """
         path, given = path_of(subject), None if actual is None else amounts_of(actual, 1)
         check_op(hold_id)
         now = self._now(path, now_ms)
         request = ("commit", path, None if given is None else sorted(given.items()))
+        if known is not None:
+            given = {**known, **(given or {})}
         views = self.levels.views(path, None, now)
         mine = with_hold(views, hold_id)
         if not mine:

@@ -111,12 +111,11 @@ class HoldSteps:
         rng = self.rng
         actual = None if rng.random() < 0.4 else self.actual(made)
         here = made.hold is not None and subject == made.subject and rng.random() < 0.4
-        # Whoever made it spells out what was held.
-        whole = {**made.held, **(actual or {})} if here else actual
+        known = made.held if here else None  # whoever made it says what was held
         hold = made.hold if here else self.meter.hold(subject, made.id)
         self.both(
-            f"commit {subject} {made.id} {whole}",
-            lambda: self.oracle.commit(subject, made.id, whole, now_ms=now),
+            f"commit {subject} {made.id} {actual} {known}",
+            lambda: self.oracle.commit(subject, made.id, actual, known=known, now_ms=now),
             lambda: hold.commit(actual),
         )
 

@@ -139,6 +139,10 @@ def test_a_hold_that_is_dead_or_unknown() -> None:
     decision = model.commit("a", "h", {"m": 3, "nothing": 1}, now_ms=T0 + 10)
     assert [(x.name, x.used, x.applied) for x in decision.limits] == [("m", 3, 3)]
     assert model.commit("a", "h", {"nothing": 1, "m": 3}).replayed
+    known = model.commit("a", "known", known={"m": 2, "n": 1}, now_ms=T0 + 10)
+    assert [(x.name, x.applied) for x in known.limits] == [("m", 2), ("n", 2)]
+    assert model.commit("a", "known").replayed
+    model.refund("a", {"m": 2, "n": 1})
     with pytest.raises(NotIncluded):
         model.commit("a", "h2", {"nothing": 1})
     with pytest.raises(NoPlan):
