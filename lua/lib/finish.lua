@@ -143,7 +143,7 @@ function finish.settle(count, id, entries, kept, now)
   end
 end
 
--- What a hold keeps charged, limit by limit (slots: nothing), added to what the call itself applied.
+-- What a hold keeps charged, limit by limit (of slots: what it took), added to what the call itself applied.
 function finish.add_kept(count, entries, kept)
   local k = 0
   for i = 1, count do
@@ -151,7 +151,7 @@ function finish.add_kept(count, entries, kept)
     for t = 1, shape and shape.count or 0 do
       local s = hands[k + t]
       for _, part in ipairs(entry and entry.parts or {}) do
-        if part.name == s.limit.name and part.kind == s.limit.kind and part.kind ~= SLOTS then
+        if part.name == s.limit.name and part.kind == s.limit.kind then
           s.applied = s.applied + hold.units(part, kept)
         end
       end

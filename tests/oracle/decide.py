@@ -16,7 +16,7 @@ from tests.oracle.requests import Amounts
 
 @dataclass(slots=True)
 class ODecision:
-    """The answer to check, consume, report, refund, reserve and commit. `refused` holds entries of `limits`."""
+    """The answer to a call that charges or could. `refused` holds entries of `limits`."""
 
     allowed: bool
     code: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tests.oracle.core import DAY_MS, Core
 from tests.oracle.decide import Hit, ODecision, check_counters, decide, hits_of, recorded
 from tests.oracle.errors import OpConflict, OpNotFound, PolicyError
-from tests.oracle.holds import Hold, Part, kept, part_of
+from tests.oracle.holds import Hold, Part, part_of
 from tests.oracle.levels import View
 from tests.oracle.records import Record, copy_of, end_hold
 from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_op, path_of
@@ -89,13 +89,19 @@ class Holding(Core):
         hold_id: str,
         actual: Mapping[str, int] | None = None,
         *,
+        known: Amounts | None = None,
         now_ms: int | None = None,
     ) -> ODecision:
-        """`actual`: what was used, by cost name; names missing there are as held."""
+        """`actual`: what was used, by cost name; names missing there are as held.
+
+        `known`: what the caller knows to be held: charged as such even if the hold is over.
+        """
         path, given = path_of(subject), None if actual is None else amounts_of(actual, 1)
         check_op(hold_id)
         now = self._now(path, now_ms)
         request = ("commit", path, None if given is None else sorted(given.items()))
+        if known is not None:
+            given = {**known, **(given or {})}
         views = self.levels.views(path, None, now)
         mine = with_hold(views, hold_id)
         if not mine:
@@ -108,7 +114,7 @@ class Holding(Core):
         held = {} if hold is None else hold.held
         used = {**held, **(given or {})}
         more = {cost: max(0, amount - held.get(cost, 0)) for cost, amount in used.items()}
-        stay = settle(mine, hold_id, used, now)
+        of_it = settle(mine, hold_id, used, now)
 
         hits, _ = hits_of(views, more, now)
         if hold is None:
@@ -119,9 +125,9 @@ class Holding(Core):
         moved = [hit.spec.report(hit.state, hit.amount, now) for hit in hits]
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
-        decision = recorded(hits, moved, fits, more, now, None)
+        decision = recorded(hits, moved, fits, more, now, hold_id)
         for hit, limit in zip(hits, decision.limits, strict=True):
-            limit.applied += stay.get((hit.view.path, hit.spec.name), 0)
+            limit.applied += of_it.get((hit.view.path, hit.spec.name), 0)
         after = [state for state, _ in moved]
         self._write(views, hits, after, now, also=[view.path for view in mine])
         self._end(path, hold_id, request, decision, now)
@@ -212,14 +218,14 @@ def with_hold(views: list[View], hold_id: str) -> list[View]:
 
 
 def settle(views: list[View], hold_id: str, used: Amounts, now: int) -> dict[tuple[Path, str], int]:
-    """Ends the hold in copies of its records. Returns what stays charged, by level and limit."""
-    stay: dict[tuple[Path, str], int] = {}
+    """Ends the hold in copies of its records. Returns what was used of it, by level and limit."""
+    of_it: dict[tuple[Path, str], int] = {}
     for view in views:
         view.record = copy_of(record_of(view))
         hold = view.record.holds[hold_id]
         settled = {cost: min(used.get(cost, 0), amount) for cost, amount in hold.held.items()}
         for name, part in hold.parts.items():
             if type(view.record.specs.get(name)) is part.of_spec:
-                stay[view.path, name] = kept(view.record.specs[name], part, settled)
+                of_it[view.path, name] = part.of(settled)
         end_hold(view.record, hold_id, settled, now)
-    return stay
+    return of_it

@@ -46,10 +46,9 @@ class Levels:
     def stored(self, path: Path, now: int) -> Record | None:
         """What was last written, unless it has expired."""
         record = self.records.get(path[0], {}).get(path)
-        if record is not None and record.first_sight and self.expire_first_sight:
-            if records.settled(record, now).as_new(now):
-                return None
-        return record
+        if record is None or not record.first_sight or not self.expire_first_sight:
+            return record
+        return None if records.settled(record, now).as_new(now) else record
 
     def views(self, path: Path, join: str | None, now: int) -> list[View]:
         if join is not None:
