@@ -1,14 +1,15 @@
 --- adjust: set what was used of a limit in the running period or window to an absolute figure.
 -- KEYS  1 record
 --       2.. the records of up to three levels above, read for when they were last seen
+--       then   for every level in h of ARGV 5: the hash and the sorted set of its holds
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 name     the limit
 --       4 used     whole number; for a bucket at most its limit or burst
 --       5 extra    as consume
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
 -- WRITES the record
--- @needs base take calendar pool bucket policy request record op assign
+-- @needs base take calendar pool bucket slots policy request hold record store op assign
 local function adjust(keys, args)
   if #args ~= 5 then
     bad("adjust takes 5 arguments")

@@ -1,9 +1,10 @@
 --- check: the answer that consume would give now.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1..6   as consume; 5 is empty
 -- RETURNS as consume, without 1 and 4
 -- WRITES nothing
--- @needs base take once calendar pool bucket policy request record op charge compile plain
+-- @needs base take once calendar pool bucket slots policy request hold record store op charge compile plain
 -- @flags no-writes
 local function check(keys, args)
   if #args ~= 6 or args[5] ~= "" then
@@ -18,7 +19,7 @@ local function check(keys, args)
   if not count then
     return now
   end
-  local total, code = charge.decide(count, args[3], amount_count, now)
+  local total, code = charge.decide(count, args[3], amount_count, now, "take")
   if code == OK then
     charge.guard(total)
   end

@@ -1,21 +1,23 @@
 --- consume: charge every limit that the costs reach, on every level of the path, or none of them.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1 now       test clock in ms as digits; empty: the server's clock
 --       2 context   4 bytes catalog revision, 8 bytes first-sight policy (0: none), then the group that
 --                   `join` asks for, or "!" where the records follow exactly that policy
 --       3 costs     cost names, joined by commas
 --       4 amounts   one little-endian double per cost name, whole, 0 .. 10^15
 --       5 op        empty, or 16 bytes of request digest and 6 of retention in ms
---       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}}}
+--       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}}, h = {level}}
 -- RETURNS a string; its first byte is the status:
 --       0 decided      the answer of lib/charge.lua
 --       1 replayed     the stored answer of the operation id
 --       2 need         8-byte names of policies to bring along; nothing was read or written
 --       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
 --       4 conflict     the operation id belongs to another request
+--       7 holds        levels (1 byte each) with expired holds, whose keys are to be brought along
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base take once calendar pool bucket policy request record op charge compile plain
+-- @needs base take once calendar pool bucket slots policy request hold record store op charge compile plain
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")

@@ -1,5 +1,5 @@
 --- forget: remove what is stored of one subject.
--- KEYS  1.. everything to remove: record, meta, operation ids; at most 256
+-- KEYS  1.. everything to remove: record, meta, holds, operation ids, ends of holds; at most 256
 -- ARGV  none
 -- RETURNS how many there were
 -- WRITES removes the keys

@@ -1,6 +1,7 @@
 --- override: change a limit for one subject, whatever its plans say, for ever or up to an instant.
 -- KEYS  1 record
 --       2.. the records of up to three levels above, read for when they were last seen
+--       then   for every level in h of ARGV 10: the hash and the sorted set of its holds
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 name     the limit
@@ -11,9 +12,9 @@
 --       8 clear    "1": take the override away (4 to 7 empty), else empty
 --       9 known    "1": accept a limit that the record's plans do not include; it waits for one that does
 --       10 extra   as consume
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
 -- WRITES the record
--- @needs base take calendar pool bucket policy request record op assign
+-- @needs base take calendar pool bucket slots policy request hold record store op assign
 local function override(keys, args)
   if #args ~= 10 then
     bad("override takes 10 arguments")
@@ -51,12 +52,12 @@ local function override(keys, args)
     return STATUS_UNKNOWN
   end
   if L and fields then
-    local fitting = L.kind == POOL and not fields.b or L.kind > POOL and L.kind < FLAG and not fields.v
+    local fitting = L.kind == POOL and not fields.b or L.kind ~= POOL and L.kind < FLAG and not fields.v
     if not fitting or fields.b and L.kind ~= 4 then
-      bad("override: limit and overage are for pools, limit for buckets, burst for token buckets")
+      bad("override: limit and overage are for pools, limit for buckets and slots, burst for token buckets")
     end
-    if L.kind > POOL and fields.l and (fields.l == NONE or fields.l > MAX_RATE) then
-      bad("limit: a whole number up to " .. format("%.0f", MAX_RATE) .. " for a bucket")
+    if L.kind ~= POOL and fields.l and (fields.l == NONE or fields.l > MAX_RATE) then
+      bad("limit: a whole number up to " .. format("%.0f", MAX_RATE) .. " for a bucket or slots")
     end
   end
   if fields and fields.e and fields.e <= now then

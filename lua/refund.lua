@@ -1,10 +1,11 @@
 --- refund: give back use of the running period or window, newest source first, never below zero.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that got something back, and the operation id
--- @needs base take calendar pool bucket policy request record op charge
+-- @needs base take calendar pool bucket slots policy request hold record store op charge
 -- @flags allow-oom
 local function refund(keys, args)
   if #args ~= 6 then

@@ -1,10 +1,11 @@
 --- report: record use that has happened; pools go beyond their limit, buckets take what they have left.
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base take once calendar pool bucket policy request record op charge compile plain
+-- @needs base take once calendar pool bucket slots policy request hold record store op charge compile plain
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")

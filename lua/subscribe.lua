@@ -2,6 +2,7 @@
 -- KEYS  1 record
 --       2 operation id; only with ARGV 6
 --       then the records of up to three levels above, read for when they were last seen
+--       then   for every level in h of ARGV 7: the hash and the sorted set of its holds
 -- ARGV  1 now      as consume
 --       2 context  as consume; its policy is what an unseen subject gets
 --       3 change   "keep" or "reset"
@@ -9,9 +10,10 @@
 --       5 pools    names of the plan's pools, joined by commas; may be empty
 --       6 op       as consume
 --       7 extra    as consume; for a stored record a move says what it becomes
--- RETURNS a status: 1 replayed, 2 need, 3 stale (also where no move fits the record), 4 conflict, 5 done
+-- RETURNS a status: 1 replayed, 2 need, 3 stale (also where no move fits the record), 4 conflict, 5 done,
+--       7 holds
 -- WRITES the record and the operation id
--- @needs base take calendar pool bucket policy request record op assign
+-- @needs base take calendar pool bucket slots policy request hold record store op assign
 local function subscribe(keys, args)
   if #args ~= 7 then
     bad("subscribe takes 7 arguments")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
+    from meterd.aiohold import AsyncHold
+    from meterd.aiolease import AsyncLease
     from meterd.catalog import Diff
     from meterd.catalog_toml import load_plans, load_toml
     from meterd.client import Meter
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
         UnsafeServer,
         UsageExceeded,
     )
-    from meterd.policy import Bucket, Flag, Plan, Pool, Price
-    from meterd.result import Code, Decision, LimitState, Usage
+    from meterd.hold import Hold
+    from meterd.lease import Lease
+    from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
+    from meterd.result import Code, Decision, HoldState, LimitState, Usage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncHold",
+    "AsyncLease",
     "AsyncMeter",
     "BatchError",
     "Bucket",
@@ -43,6 +49,9 @@ __all__ = [
     "Decision",
     "Diff",
     "Flag",
+    "Hold",
+    "HoldState",
+    "Lease",
     "LimitState",
     "Meter",
     "MeterdError",
@@ -58,6 +67,7 @@ __all__ = [
     "RateLimited",
     "Refused",
     "ScriptError",
+    "Slots",
     "Unavailable",
     "UnsafeServer",
     "Usage",
@@ -68,11 +78,15 @@ __all__ = [
 
 _HOMES = {
     "aio": ("AsyncMeter",),
+    "aiohold": ("AsyncHold",),
+    "aiolease": ("AsyncLease",),
     "catalog": ("Diff",),
     "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
-    "policy": ("Bucket", "Flag", "Plan", "Pool", "Price"),
-    "result": ("Code", "Decision", "LimitState", "Usage"),
+    "hold": ("Hold",),
+    "lease": ("Lease",),
+    "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
+    "result": ("Code", "Decision", "HoldState", "LimitState", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -20,7 +20,7 @@ from meterd.keys import Path, Subject
 from meterd.operations import Operations, new_op
 from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
 from meterd.policy_checks import FrozenMap
-from meterd.result import Level, Override, Usage
+from meterd.result import HoldState, Level, Override, Usage
 from meterd.roles import Joining, Moving
 from meterd.timespec import instant_ms, refuse, shown
 from meterd.transport import Node
@@ -214,7 +214,7 @@ class Administration:
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
-            raise self._unknown(subject, name)
+            raise self._unknown(subject, "pool, bucket or slots", name)
 
     def adjust(self, subject: Subject, name: str, used: int) -> Flow[None]:
         """Sets what was used of a limit."""
@@ -240,12 +240,12 @@ class Administration:
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
-            raise self._unknown(subject, name)
+            raise self._unknown(subject, "pool or bucket", name)
 
-    def _unknown(self, subject: Subject, name: str) -> PolicyError:
+    def _unknown(self, subject: Subject, kinds: str, name: str) -> PolicyError:
         known = sorted({n for plan in self.store.catalog.plans.values() for n in plan.limits})
         return PolicyError(
-            f"{subject!r} has no pool or bucket {name!r}; limits of the catalog: "
+            f"{subject!r} has no {kinds} {name!r}; limits of the catalog: "
             f"{', '.join(known) or 'none'}"
         )
 
@@ -304,7 +304,12 @@ class Administration:
             policy = yield from self.store.policy(row.policy)
             plans = FrozenMap({group: name for group, name, _, _ in policy.plans})
             overrides = tuple(_override(name, raw) for name, raw in sorted(row.overrides.items()))
-            levels.append(Level(path.shown(row.level), plans, overrides, row.stored))
+            holds = tuple(
+                HoldState(h.id, h.expires_ms, FrozenMap(h.amounts), FrozenMap(h.tallied))
+                for h in row.holds
+            )
+            subject_there = path.shown(row.level)
+            levels.append(Level(subject_there, plans, overrides, row.stored, holds, row.open_holds))
         return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
 
     # Walking -------------------------------------------------------------------------------------
@@ -322,14 +327,15 @@ class Administration:
         """Removes everything at and below a subject. Returns how many keys that were.
 
         Resumable: a second call removes what an interrupted one left. A root takes its operation
-        ids along.
+        ids and the ends of its holds along.
         """
         path = self.keys.path(subject)
         yield from self.store.prepare()
-        removed = yield from self._remove([path.keys[-1], self.keys.meta(path)])
-        patterns = [self.keys.below_pattern(path), self.keys.below_pattern(path, b"m")]
+        holds = self.keys.holds(path, len(path.keys))
+        removed = yield from self._remove([path.keys[-1], self.keys.meta(path), *holds])
+        patterns = [self.keys.below_pattern(path, kind) for kind in (b"s", b"m", b"h", b"x")]
         if len(path.keys) == 1:
-            patterns.append(self.keys.ops_pattern(path))
+            patterns += [self.keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
         for pattern in patterns:
             for node in (yield from self.session.nodes()):
                 cursor, more = 0, True

@@ -16,6 +16,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.administration import Instant
+from meterd.aiohold import AsyncHold, PendingHold
+from meterd.aiolease import AsyncLease, PendingLease
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
@@ -307,9 +309,43 @@ class AsyncMeter(MeterBase):
 
         return AsyncPipeline(self, raise_on_error)
 
+    def reserve(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        ttl: Seconds = 60,
+        op: str | bool | None = None,
+        join: str | None = None,
+        wait: Seconds = 0,
+        keepalive: bool = False,
+    ) -> PendingHold:
+        """See `Meter.reserve`; `async with meter.reserve(...) as hold` awaits by itself."""
+        flow = self._holds.reserve(subject, costs, amount, ttl, op, join, wait)
+        return PendingHold(self, subject, flow, ttl, keepalive=keepalive)
+
+    def hold(self, subject: Subject, hold_id: str) -> AsyncHold:
+        """See `Meter.hold`."""
+        return AsyncHold(self, subject, hold_id)
+
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def lease(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1000,
+        *,
+        ttl: Seconds = 5,
+        least: int = 1,
+        most: int | None = None,
+        join: str | None = None,
+    ) -> PendingLease:
+        """See `Meter.lease`; `async with meter.lease(...) as lease` awaits by itself."""
+        return PendingLease(AsyncLease(self, subject, costs, amount, ttl, least, most, join))
 
     async def apply(
         self,
@@ -397,3 +433,6 @@ class AsyncMeter(MeterBase):
     def limiter(self, name: str, *limits: Bucket) -> AsyncLimiter:
         """See `Meter.limiter`."""
         return AsyncLimiter(self, self._limiter(name, limits))
+
+
+__all__ = ["AsyncMeter", "Pending"]

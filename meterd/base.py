@@ -11,6 +11,7 @@ from typing import Any
 from meterd.administration import Administration
 from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
+from meterd.holds import Holds, Reserved
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
 from meterd.operations import Operations
@@ -100,6 +101,7 @@ class MeterBase:
         self._administration = Administration(self._operations)
         self._shapes = Shapes(self._operations)
         self._manual = clock is not None
+        self._holds = Holds(self._operations)
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)
@@ -153,6 +155,8 @@ def _now_ms(clock: Any) -> int:
 
 def outcome_of(result: object) -> str:
     """What the observer is told: a code, or the name of the error."""
+    if isinstance(result, Reserved):
+        result = result.decision
     if isinstance(result, Decision):
         return str(result.code)
     if isinstance(result, BaseException):

@@ -22,7 +22,7 @@ from meterd.catalog_codec import (
 )
 from meterd.catalog_diff import Diff, FieldChange, PlanChange, check_remove, diff
 from meterd.errors import PolicyError
-from meterd.policy import MAX_LIMITS, Bucket, Flag, Limit, Plan, Pool
+from meterd.policy import MAX_LIMITS, Bucket, Flag, Limit, Plan, Pool, Slots
 from meterd.timespec import refuse, shown
 
 __all__ = [
@@ -89,6 +89,8 @@ def _merge_one(holders: list[tuple[Plan, Limit]]) -> Limit:
                 limit=_sum(pool.limit for pool in pools),
                 overage=_sum(pool.overage for pool in pools),
             )
+        if isinstance(first, Slots):
+            return replace(first, limit=sum(x.limit for x in limits if isinstance(x, Slots)))
         burst = None
         if any(bucket.burst is not None for bucket in buckets):
             burst = sum(b.limit if b.burst is None else b.burst for b in buckets)

@@ -16,12 +16,13 @@ from typing import Any, Final
 import msgpack
 
 from meterd.errors import PolicyError
-from meterd.policy import ANCHORS, Bucket, Flag, Limit, Plan, Pool, Price
+from meterd.policy import ANCHORS, Bucket, Flag, Limit, Plan, Pool, Price, Slots
 from meterd.timespec import closest, format_instant, format_ms, refuse
 
-KINDS: Final[Mapping[str, type[Pool] | type[Bucket] | type[Flag]]] = {
+KINDS: Final[Mapping[str, type[Pool] | type[Bucket] | type[Slots] | type[Flag]]] = {
     "pool": Pool,
     "bucket": Bucket,
+    "slots": Slots,
     "flag": Flag,
 }
 _PLAN_KEYS: Final = ("id", "group", "default", "name", "price", "meta", "includes")
@@ -46,6 +47,7 @@ def limit_fields(limit: Limit) -> dict[str, Any]:
     out["rates"] = None if own_name_only else dict(sorted(limit.charges.items()))
     if isinstance(limit, Bucket):
         out["per"] = format_ms(limit.per_ms)
+    if not isinstance(limit, Pool):
         return out
     if limit.interval_ms is not None:
         out["reset"] = format_ms(limit.interval_ms)

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from meterd.catalog_codec import check_keys, field_names, required_names
 from meterd.errors import PolicyError
-from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Price
+from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Price, Slots
 from meterd.timespec import closest, duration_ms, refuse, seconds
 
 SETTINGS: Final = (
@@ -31,11 +31,22 @@ SETTINGS: Final = (
     "op_retention",
     "accept_eviction",
 )
-_SECTIONS: Final[tuple[tuple[str, type[Pool] | type[Bucket]], ...]] = (
+_SECTIONS: Final[tuple[tuple[str, type[Pool | Bucket | Slots]], ...]] = (
     ("pools", Pool),
     ("buckets", Bucket),
+    ("slots", Slots),
 )
-_PLAN_KEYS: Final = ("default", "group", "name", "flags", "meta", "price", "pools", "buckets")
+_PLAN_KEYS: Final = (
+    "default",
+    "group",
+    "name",
+    "flags",
+    "meta",
+    "price",
+    "pools",
+    "buckets",
+    "slots",
+)
 T = TypeVar("T")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -187,8 +198,6 @@ def _setting(key: str, value: Any, at: str) -> Any:
 
 def _plan(plan_id: str, value: Any, at: str) -> Plan:
     table = dict(_table(value, at))
-    if "slots" in table:
-        raise PolicyError(f"{at}.slots: slots are not supported in this release")
     check_keys(table, _PLAN_KEYS, f"{at}.")
     includes: list[Limit] = []
     for section, cls in _SECTIONS:
@@ -208,7 +217,7 @@ def _plan(plan_id: str, value: Any, at: str) -> Plan:
     return _made(Plan, {"id": plan_id, "includes": includes, **table}, at)
 
 
-def _limit(cls: type[Pool] | type[Bucket], name: str, entry: Any, at: str) -> Limit:
+def _limit(cls: type[Pool | Bucket | Slots], name: str, entry: Any, at: str) -> Limit:
     values = dict(_table(entry, at))
     check_keys(values, field_names(cls)[1:], f"{at}.", needed=required_names(cls)[1:])
     if cls is Pool:

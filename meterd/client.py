@@ -13,7 +13,10 @@ from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
 from meterd.errors import MeterdError, PolicyError
 from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
+from meterd.hold import Hold
+from meterd.keeper import Keeper
 from meterd.keys import Subject, display
+from meterd.lease import Lease
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
@@ -44,6 +47,7 @@ class Meter(MeterBase):
         self._transport = open_transport(
             url, timeout=timeout, max_connections=max_connections, client=client
         )
+        self._keeper = Keeper()  # a thread, once there is something to do later
 
     @classmethod
     def embedded(cls, plans: Sequence[Plan] | None = None, **settings: Any) -> Self:
@@ -158,6 +162,7 @@ class Meter(MeterBase):
         """Closes every connection and, if there is one, the embedded server."""
         if not self._closed:
             self._closed = True
+            self._keeper.close()
             self._transport.close()
             if self._server is not None:
                 self._server.close()
@@ -292,9 +297,56 @@ class Meter(MeterBase):
 
         return Pipeline(self, raise_on_error)
 
+    def reserve(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1,
+        *,
+        ttl: Seconds = 60,
+        op: str | bool | None = None,
+        join: str | None = None,
+        wait: Seconds = 0,
+        keepalive: bool = False,
+    ) -> Hold:
+        """Charges as `consume` does, until the hold is committed, released, or `ttl` seconds old.
+
+        With `with`, leaving the block commits what `hold.spend` counted, else what was reserved; an
+        exception releases it unless something was counted. `op` becomes the hold's id: the same
+        call again finds the same hold, whatever became of it.
+        `keepalive`: the hold is renewed as long as it is neither finished nor let go of. Raises as
+        `consume`; after `OutcomeUnknown` what may be held comes back once `ttl` has passed.
+        """
+        flow = self._holds.reserve(subject, costs, amount, ttl, op, join, wait)
+        return Hold._reserved(self, self._call("reserve", subject, flow), subject, ttl, keepalive)
+
+    def hold(self, subject: Subject, hold_id: str) -> Hold:
+        """The hold of that id, to finish here what another process began. No I/O."""
+        return Hold(self, subject, hold_id)
+
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def lease(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1000,
+        *,
+        ttl: Seconds = 5,
+        least: int = 1,
+        most: int | None = None,
+        join: str | None = None,
+    ) -> Lease:
+        """Takes `amount` units (they count as used from now on), to be sold here from memory.
+
+        A unit is what `costs` says, once. Later chunks follow the pace of sales, between `least`
+        and `most` (`amount` if not given). What is not sold goes back on `close`, or when nothing
+        was sold for half of `ttl`, and in any case with its end. Raises `PolicyError` (also for an
+        amount that a limit can never give) and `Unavailable`; refusals come from `lease.consume`.
+        """
+        return Lease(self, subject, costs, amount, ttl, least, most, join)
 
     def apply(
         self,

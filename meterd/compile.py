@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from meterd.catalog import definition_hash, merge
-from meterd.policy import Bucket, Limit, Plan, Pool
+from meterd.policy import Bucket, Limit, Plan, Pool, Slots
 
 NONE = -(2**53)
 ABSENT = bytes(8)
@@ -105,7 +105,7 @@ def transitions(tz: str, year: int) -> bytes:
     return b"".join(struct.pack("<Q", ms)[:6] + struct.pack("<i", off) for ms, off in entries)
 
 
-def _rates(limit: Pool | Bucket) -> list[Any]:
+def _rates(limit: Pool | Bucket | Slots) -> list[Any]:
     flat: list[Any] = []
     for cost, factor in (limit.rates or {}).items():
         flat += [cost, factor]
@@ -147,6 +147,8 @@ def _row(limit: Limit, zones: list[str]) -> list[Any]:
     if isinstance(limit, Bucket):
         head = [_KINDS[limit.algorithm], limit.name, limit.limit, _or_none(limit.burst)]
         return [*head, limit.per_ms, _rates(limit)]
+    if isinstance(limit, Slots):
+        return [0, limit.name, limit.limit, _rates(limit)]
     return [5, limit.name]
 
 

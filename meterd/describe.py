@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterd.policy import Bucket, Flag, Limit, Pool
+from meterd.policy import Bucket, Flag, Limit, Pool, Slots
 from meterd.term import number
 from meterd.timespec import format_ms
 
@@ -23,6 +23,8 @@ def rule(limit: Limit) -> str:
         if limit.burst is not None:
             said.append(f"burst {number(limit.burst)}")
         return ", ".join([*said, limit.algorithm])
+    if isinstance(limit, Slots):
+        return f"{number(limit.limit)} at once"
     return ", ".join(_pool(limit))
 
 

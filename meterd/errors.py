@@ -53,7 +53,7 @@ class OpConflict(MeterdError):
 
 
 class OpNotFound(MeterdError):
-    """No operation is stored under that id (never applied, or past its retention)."""
+    """No operation is stored under that id, or no hold is open under it (any more)."""
 
 
 class CatalogMismatch(MeterdError):

@@ -7,6 +7,9 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{tag}:s:<subject>     record of a subject
     meterd:{tag}:m:<subject>     what the application keeps beside it
     meterd:{tag}:o:<root>/<id>   an operation id
+    meterd:{tag}:h:<subject>     open holds of a subject
+    meterd:{tag}:x:<subject>     when they end
+    meterd:{tag}:e:<root>/<id>   how a hold was ended
     meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
     meterd:{store}:catalog       the catalog
     meterd:{store}:policies      policies and plan definitions
@@ -179,12 +182,21 @@ class Keyspace:
         head, _, subject = path.keys[-1].partition(b"}:s:")
         return head + b"}:m:" + subject
 
-    def ops_pattern(self, path: Path) -> bytes:
-        """SCAN pattern of every operation id of the path's root."""
-        return b"%b:{%b}:o:%b/*" % (_glob(self._raw), path.tag, _glob(path.root))
+    def holds(self, path: Path, level: int) -> tuple[bytes, bytes]:
+        """The open holds of level 1..n, and when they end."""
+        head, _, subject = path.keys[level - 1].partition(b"}:s:")
+        return head + b"}:h:" + subject, head + b"}:x:" + subject
+
+    def hold_end(self, path: Path, hold_id: str) -> bytes:
+        """Where it is kept how a hold of the path's root was ended."""
+        return b"%b:{%b}:e:%b/%b" % (self._raw, path.tag, path.root, hold_id.encode())
+
+    def ops_pattern(self, path: Path, kind: bytes = b"o") -> bytes:
+        """SCAN pattern of every operation id (or end of a hold, b"e") of the path's root."""
+        return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(path.root))
 
     def below_pattern(self, path: Path, kind: bytes = b"s") -> bytes:
-        """SCAN pattern of every record (or meta) below a subject."""
+        """SCAN pattern of every record (or meta, or holds) below a subject."""
         subject = path.keys[-1].partition(b"}:s:")[2]
         return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(subject))
 

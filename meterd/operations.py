@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,9 +47,10 @@ class Needs:
     # (level, the policy it has) -> (the policy to read it by, the one it becomes)
     moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
     revision: int = -1  # of the catalog that the moves lead to
+    holds: set[int] = field(default_factory=set)  # levels whose open holds are declared
 
     def packed(self) -> bytes:
-        return wire.extra(self.policies, self.moves)
+        return wire.extra(self.policies, self.moves, self.holds)
 
 
 class Operations:
@@ -71,6 +72,11 @@ class Operations:
         self.op_retention_ms = op_retention_ms
         # What a subject's last call had to bring along, so that the next brings it unasked.
         self._hints: OrderedDict[tuple[bytes, str | None], tuple[int, Needs]] = OrderedDict()
+
+    @property
+    def clock(self) -> Clock:
+        """A test clock's ms, if there is one."""
+        return self._clock
 
     def now_argument(self) -> bytes:
         return b"" if self._clock is None else b"%d" % self._clock()
@@ -198,11 +204,16 @@ class Operations:
         deadline: float,
         op: str | None = None,
         harmless: bool = False,
+        holds: Iterable[int] = (),
         given: Any = NOTHING,
     ) -> Flow[bytes]:
-        """The reply of a script that is neither "need" nor "stale"."""
+        """The reply of a script that is neither "need" nor "stale" nor "holds".
+
+        `holds`: levels of `path` whose holds are declared from the start.
+        """
         hint_key = (path.keys[-1], role.hint)
         needs = self._hinted(hint_key, role)
+        needs.holds.update(holds)
         asked = False
         reply: bytes = b""
         for _ in range(_ROUNDS):
@@ -221,9 +232,10 @@ class Operations:
                 needs.revision = role.revision
             try:
                 first_reply, given = given, NOTHING
+                declared = [key for n in sorted(needs.holds) for key in self.keys.holds(path, n)]
                 reply = yield from self.session.call(
                     entry,
-                    keys,
+                    [*keys, *declared] if declared else keys,
                     arguments(needs),
                     op=op,
                     harmless=harmless,
@@ -243,6 +255,9 @@ class Operations:
                     needs.policies[name] = policy.blob
             elif status == wire.STALE:
                 yield from self._catch_up(wire.decode_stale(reply), role, needs)
+            elif status == wire.HOLDS:
+                needs.holds.update(reply[1:])  # of this moment: nothing for the next call
+                continue
             elif status == wire.CONFLICT:
                 raise OpConflict(
                     f"{entry}: operation id {op!r} was already used for a different request; "

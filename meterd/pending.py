@@ -1,4 +1,4 @@
-"""What a verb of `AsyncMeter` returns: a call that cannot be mistaken for its answer."""
+"""`Pending`: what the verbs of `AsyncMeter` return, to be awaited; forgetting it is loud."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Pending(Coroutine[Any, Any, T]):
     """
 
     __slots__ = ("_verb", "_work")
+    _owner = "meter"
 
     def __init__(self, verb: str, work: Coroutine[Any, Any, T]) -> None:
         self._verb = verb
@@ -36,7 +37,9 @@ class Pending(Coroutine[Any, Any, T]):
 
     def _forgotten(self) -> NoReturn:
         self._work.close()  # the error says it all: no warning on top
-        raise TypeError(f"{self._verb} was not awaited: write `await meter.{self._verb}(...)`")
+        raise TypeError(
+            f"{self._verb} was not awaited: write `await {self._owner}.{self._verb}(...)`"
+        )
 
     if not TYPE_CHECKING:  # a type checker finds these by itself, as long as they are not there
 

@@ -1,4 +1,4 @@
-"""What a plan may say: Pool, Bucket, Flag, Plan, Price. A value that exists is a valid one.
+"""What a plan may say: Pool, Bucket, Slots, Flag, Plan, Price. A value that exists is a valid one.
 
 All are frozen and checked when made; a bad field or combination raises `PolicyError` naming the
 limit, the field, what was given and what is allowed (and the plan, where one is being made).
@@ -188,6 +188,30 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class Slots:
+    """Concurrency: `limit` units may be held at once, by reservations. `rates` as for a Pool."""
+
+    kind: ClassVar[str] = "slots"
+
+    name: str
+    limit: int
+    _: KW_ONLY
+    rates: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        name = checks.name(self.name, "slots: name")
+        at = f"slots {name!r}: "
+        put = checks.setter(self, name=name)
+        put("limit", checks.integer(self.limit, f"{at}limit", most=MAX_RATE))
+        put("rates", checks.rates(self.rates, f"{at}rates", most=MAX_AMOUNT))
+
+    @property
+    def charges(self) -> Mapping[str, int]:
+        """Cost name -> factor, the default filled in."""
+        return FrozenMap({self.name: 1}) if self.rates is None else self.rates
+
+
+@dataclass(frozen=True, slots=True)
 class Flag:
     """A boolean feature: included in the plan or not."""
 
@@ -199,7 +223,7 @@ class Flag:
         checks.setter(self, name=checks.name(self.name, "flag: name"))
 
 
-Limit = Pool | Bucket | Flag
+Limit = Pool | Bucket | Slots | Flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +314,13 @@ def _anchor(pool: Pool, at: str) -> str | int | datetime:
 
 def _includes(given: object, at: str) -> tuple[Limit, ...]:
     """The plan's limits in their order: known kinds, unique names, at most 64."""
-    allowed = "a list of Pool, Bucket and Flag"
+    allowed = "a list of Pool, Bucket, Slots and Flag"
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise refuse(f"{at}includes", given, allowed)
     limits = tuple(given)
     seen: dict[str, Limit] = {}
     for limit in limits:
-        if not isinstance(limit, Pool | Bucket | Flag):
+        if not isinstance(limit, Pool | Bucket | Slots | Flag):
             raise refuse(f"{at}includes", limit, allowed)
         if limit.name in seen:
             kinds = f"{seen[limit.name].kind} and {limit.kind}"

@@ -37,9 +37,9 @@ def instant(ms: int) -> datetime:
 class LimitState:
     """One limit of one level, after the call (after a refusal or a check: now).
 
-    `kind`: "pool", "bucket" or "flag". `limit`, `remaining`: units, None for an unlimited pool and
-    for a flag. `used` counts everything, `overage` the part of it that no allowance covered.
-    `applied`: what this call charged, or gave back. `allowed`: this limit by itself fits.
+    `kind`: "pool", "bucket", "slots" or "flag". `limit`, `remaining`: units, None for an unlimited
+    pool and for a flag. `used` counts everything, `overage` the part of it that no allowance
+    covered. `applied`: what this call charged, or gave back. `allowed`: this limit by itself fits.
     `resets_at_ms`: epoch ms of a pool's next boundary, a fixed window's end (None while closed),
     the end of sliding's current window, the instant a token bucket is full (None if it is).
     `retry_after`: seconds, exact to the ms.
@@ -269,16 +269,45 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """One level of a path: the plans it holds (group -> plan id) and its overrides.
+class HoldState:
+    """An open hold: when it ends by itself, and its amounts by cost name.
 
-    `stored`: it has a record; else these are the plans it would join.
+    `amounts`: what was reserved; `tallied`: how much of that stays charged whatever becomes of it.
+    """
+
+    id: str
+    expires_ms: int
+    amounts: Mapping[str, int]
+    tallied: Mapping[str, int]
+
+    @property
+    def expires(self) -> datetime:
+        """`expires_ms` as an aware UTC datetime."""
+        return instant(self.expires_ms)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "expires": self.expires.isoformat(),
+            "amounts": dict(self.amounts),
+            "tallied": dict(self.tallied),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a path: the plans it holds (group -> plan id), its overrides, its open holds.
+
+    `stored`: it has a record; else these are the plans it would join. `holds`: those that end
+    first, at most 100; `open_holds`: how many there are.
     """
 
     subject: Subject
     plans: Mapping[str, str]
     overrides: tuple[Override, ...] = ()
     stored: bool = True
+    holds: tuple[HoldState, ...] = ()
+    open_holds: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -286,6 +315,8 @@ class Level:
             "plans": dict(self.plans),
             "overrides": [override.as_dict() for override in self.overrides],
             "stored": self.stored,
+            "holds": [hold.as_dict() for hold in self.holds],
+            "open_holds": self.open_holds,
         }
 
 

@@ -25,17 +25,22 @@ LIBRARIES = (
     "calendar",
     "pool",
     "bucket",
+    "slots",
     "policy",
     "request",
+    "hold",
     "record",
+    "store",
     "op",
     "charge",
     "compile",
     "plain",
+    "finish",
     "assign",
 )
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
+    "reserve", "commit", "release", "renew", "tally",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
@@ -168,7 +173,8 @@ class Scripts:
             flags = ", ".join(f"'{flag}'" for flag in self.header(entry, "flags"))
             program.add(
                 f"redis.register_function{{function_name = '{self.function_name(entry)}', "
-                f"flags = {{{flags}}}, callback = function(keys, args)\n"
+                f"flags = {{{flags}}},\n"
+                f"callback = function(keys, args)\n"
                 f"  if not call then bind() end\n"
                 f"  return {entry}(keys, args)\n"
                 f"end}}",

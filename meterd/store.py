@@ -34,7 +34,7 @@ from meterd.compile import (
 from meterd.errors import CatalogMismatch, PolicyError, ScriptError, Unavailable, UnsafeServer
 from meterd.flow import Flow
 from meterd.keys import Keyspace
-from meterd.policy import Bucket, Plan, Pool
+from meterd.policy import Bucket, Plan, Pool, Slots
 from meterd.revision import Catalog, checked_plans, plan_ids
 from meterd.session import Session
 
@@ -54,7 +54,8 @@ def never_open(plan: Plan) -> set[str]:
     return {
         name
         for limit in plan.includes
-        if isinstance(limit, Pool) or (isinstance(limit, Bucket) and limit.on_error == "raise")
+        if isinstance(limit, Pool | Slots)
+        or (isinstance(limit, Bucket) and limit.on_error == "raise")
         for name in limit.charges
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ MAX_AMOUNT = 10**15
 MAX_OP_BYTES = 128
 NONE = -(2.0**53)
 
-DECIDED, REPLAYED, NEED, STALE, CONFLICT, DONE, UNKNOWN = range(7)
+DECIDED, REPLAYED, NEED, STALE, CONFLICT, DONE, UNKNOWN, HOLDS = range(8)
 _CODES = (
     Code.OK,
     Code.NO_PLAN,
@@ -37,7 +37,9 @@ _CODES = (
 _HEAD = struct.Struct("<BBBBdd")
 HEAD_BYTES = _HEAD.size
 _SECTION = struct.Struct("<BBH")
-_KINDS = {"p": "pool", "f": "bucket", "s": "bucket", "t": "bucket", "g": "flag"}
+_KINDS = {
+    "p": "pool", "f": "bucket", "s": "bucket", "t": "bucket", "l": "slots", "g": "flag",
+}  # fmt: skip
 _ONE = struct.pack("<d", 1)
 
 
@@ -95,17 +97,24 @@ def encode_costs(costs: str | Mapping[str, int], amount: int = 1) -> Costs:
 
 def check_op(op: object) -> str:
     """Any text up to 128 bytes of UTF-8."""
-    if not isinstance(op, str) or not op:
-        raise PolicyError(
-            f"op: {shown(op)} is not an operation id; allowed: text, or True for a new one"
-        )
+    return _check_id(op, "op", "an operation id; allowed: text, or True for a new one")
+
+
+def check_hold_id(hold_id: object) -> str:
+    """As an operation id: any text up to 128 bytes of UTF-8."""
+    return _check_id(hold_id, "hold_id", "the id of a hold")
+
+
+def _check_id(given: object, what: str, allowed: str) -> str:
+    if not isinstance(given, str) or not given:
+        raise PolicyError(f"{what}: {shown(given)} is not {allowed}")
     try:
-        size = len(op.encode())
+        size = len(given.encode())
     except UnicodeEncodeError as error:
-        raise PolicyError(f"op: {op!r} is not valid Unicode text") from error
+        raise PolicyError(f"{what}: {given!r} is not valid Unicode text") from error
     if size > MAX_OP_BYTES:
-        raise PolicyError(f"op: {size} bytes; allowed: at most {MAX_OP_BYTES}")
-    return op
+        raise PolicyError(f"{what}: {size} bytes; allowed: at most {MAX_OP_BYTES}")
+    return given
 
 
 def digest(*parts: object) -> bytes:
@@ -123,16 +132,23 @@ def context(revision: int, first: bytes, mark: str = "") -> bytes:
 
 
 def extra(
-    policies: Mapping[bytes, bytes], moves: Mapping[tuple[int, bytes], tuple[bytes, bytes]]
+    policies: Mapping[bytes, bytes],
+    moves: Mapping[tuple[int, bytes], tuple[bytes, bytes]],
+    holds: Collection[int] = (),
 ) -> bytes:
-    """What a repeated call brings along; empty if there is nothing."""
-    if not policies and not moves:
+    """What a repeated call brings along; empty if there is nothing.
+
+    `holds`: the levels whose holds are declared, two keys each behind all others.
+    """
+    if not policies and not moves and not holds:
         return b""
     value: dict[str, Any] = {}
     if policies:
         value["p"] = dict(policies)
     if moves:
         value["m"] = [[*where, *becomes] for where, becomes in moves.items()]
+    if holds:
+        value["h"] = sorted(holds)
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
@@ -220,6 +236,11 @@ def _limits_of(reply: bytes, path: Path) -> tuple[LimitState, ...]:
     return _limits(reply, HEAD_BYTES, reply[3], path, int(_HEAD.unpack_from(reply)[4]))[0]
 
 
+def answered_at(reply: bytes) -> int:
+    """The server's now of a status 0 or 1 reply, in ms."""
+    return int(_HEAD.unpack_from(reply, 1 if reply[0] == REPLAYED else 0)[4])
+
+
 def _limits(
     reply: bytes, at: int, sections: int, path: Path, now_ms: int
 ) -> tuple[tuple[LimitState, ...], int]:
@@ -253,11 +274,22 @@ def _limits(
     return tuple(found), at
 
 
+class HoldRow(NamedTuple):
+    """An open hold as `usage` lists it; amounts by cost name, reserved and tallied."""
+
+    id: str
+    expires_ms: int
+    amounts: dict[str, int]
+    tallied: dict[str, int]
+
+
 class LevelRow(NamedTuple):
     level: int
     policy: bytes
     stored: bool
     overrides: dict[str, dict[str, int]]
+    holds: tuple[HoldRow, ...] = ()
+    open_holds: int = 0  # more than `holds` where there are very many
 
 
 def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
@@ -266,12 +298,25 @@ def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
     while at < len(reply):
         level, policy, stored, length = struct.unpack_from("<B8sBH", reply, at)
         at += 12
-        overrides: dict[str, dict[str, int]] = {}
+        rest: dict[str, Any] = {}
         if length:
-            overrides = msgpack.unpackb(reply[at : at + length])["o"]
+            rest = msgpack.unpackb(reply[at : at + length])
             at += length
-        rows.append(LevelRow(level, policy, bool(stored), overrides))
+        holds = tuple([_hold_row(*row) for row in rest.get("h") or ()])
+        rows.append(
+            LevelRow(level, policy, bool(stored), rest.get("o") or {}, holds, int(rest.get("n", 0)))
+        )
     return rows
+
+
+def _hold_row(
+    hold_id: str, expires_ms: float, names: str, amounts: list[float], tallied: list[float]
+) -> HoldRow:
+    listed = names.split(",")
+    held = dict(zip(listed, map(int, amounts), strict=True))
+    # What was never tallied is empty, and an empty list may come as an empty map.
+    spent = dict(zip(listed, map(int, tallied or ()), strict=bool(tallied)))
+    return HoldRow(hold_id, int(expires_ms), held, spent)
 
 
 def decode_meta(raw: bytes) -> dict[str, Any]:

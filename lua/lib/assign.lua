@@ -39,13 +39,14 @@ end
 function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   local with_op = op_text and op.check(op_text, keys[2])
   local above = with_op and 3 or 2
-  if #keys < above - 1 or #keys > above + 2 then
+  local context, extra = request.context(context_text), request.extra(extra_text)
+  local total = #keys - 2 * (extra.h and #extra.h or 0)
+  if total < above - 1 or total > above + 2 then
     bad("keys: the record, the operation id if there is one, up to three records above")
   end
-  local context, extra = request.context(context_text), request.extra(extra_text)
   local now = clock(now_text)
-  local values = call("MGET", spread(keys))
-  for i = above, #keys do
+  local values = call("MGET", spread(keys, 1, total))
+  for i = above, total do
     if values[i] then
       now = max(now, record.seen(values[i]))
     end
@@ -63,17 +64,20 @@ end
 
 -- Writes the record that was changed, and the operation id beside it.
 function assign.commit(keys, now, now_text, op_text)
+  if record.outlives_holds(levels[1]) then
+    return STATUS_HOLDS .. char(1)
+  end
   local op_key, op_value, op_ttl
   if op_text and op_text ~= "" then
     op_key = keys[2]
     op_value, op_ttl = op.value(op_text, now, STATUS_DONE, now_text ~= "")
   end
-  record.write(1, {}, now, op_key, op_value, op_ttl)
+  store.write(1, {}, now, op_key, op_value, op_ttl)
   return STATUS_DONE
 end
 
 -- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the
--- instant from which its boundaries count.
+-- instant from which its boundaries count. Returns true if it begins anew.
 local function adapt_pool(L, before, s, now, reset, anchor)
   if reset then
     before:close(now, L.mode == 0 and (anchor or now) or s.anchor, s)
@@ -93,6 +97,7 @@ local function adapt_pool(L, before, s, now, reset, anchor)
     local _, fin = calendar.period(L, s.anchor, now)
     s.fin = fin
   end
+  return reset
 end
 
 -- Gives a record the plans of the policy `to`. `pools`: the names that `reset` and `anchor` are for.
@@ -106,12 +111,11 @@ function assign.plans(level, to, rev, now, reset, anchor, pools)
     return
   end
   level.flags = 0 -- no longer a record of first sight
-  record.convert(level, to, level.var, rev, now, anchors, function(L, before, s)
+  record.convert(level, to, level.var and level.var.o, rev, now, anchors, function(L, before, s)
     if L.kind == POOL and pools[L.name] and (reset or anchor) then
-      adapt_pool(L, before, s, now, reset, anchor)
-    else
-      before:convert(L, now, s)
+      return adapt_pool(L, before, s, now, reset, anchor)
     end
+    before:convert(L, now, s)
   end)
 end
 
@@ -127,7 +131,7 @@ function assign.override(level, name, fields, now)
     overrides[name], any = fields, true
   end
   level.flags = 0
-  record.convert(level, level.parsed, any and { o = overrides } or nil, level.rev, now)
+  record.convert(level, level.parsed, any and overrides or nil, level.rev, now)
 end
 
 -- Sets the use of one limit. Returns false where the record has no such limit.
@@ -135,6 +139,9 @@ function assign.adjust(level, name, used, now)
   local L = level.parsed and level.parsed.names[name]
   if not L or L.kind == FLAG then
     return false
+  end
+  if L.kind == SLOTS then
+    bad("adjust: " .. name .. " are slots, which follow their holds")
   end
   L = level.effective and level.effective[L.index] or L
   if L.kind ~= POOL and used > L.capacity then

@@ -15,7 +15,7 @@ local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
 
 -- First byte of an answer; 0, decided, is written where the answer is packed.
 local STATUS_REPLAY, STATUS_NEED, STATUS_STALE = "\1", "\2", "\3"
-local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN = "\4", "\5", "\6"
+local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN, STATUS_HOLDS = "\4", "\5", "\6", "\7"
 
 -- A limit in hand: its state, and what the call does with it. These tables are reused from call to call,
 -- so that nothing is allocated per limit; a call reads only what it has filled.
@@ -27,6 +27,7 @@ local function new_hand()
     used = 0, left = 0,
     -- pools and fixed windows; the rest only pools
     start = 0, fin = 0, anchor = 0, drawn = 0, over = 0, carried = 0,
+    beyond = 0, -- of a pool: how much of the last charge went over
     -- sliding windows: index of the current one, use of the previous; token buckets: see there
     window = 0, previous = 0, fraction = 0, tick = 0,
   }

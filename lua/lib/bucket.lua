@@ -46,6 +46,18 @@ function fixed.refund(L, c, _, s)
   return back
 end
 
+-- A hold knows its window by where it began, in ms.
+function fixed.mark(L, _, s)
+  return s.start * L.tick
+end
+
+function fixed.give_back(L, part, c, keep, _, s)
+  if s.start ~= NEVER and floor(part.mark / L.tick) == s.start then
+    s.used = s.used - min(c - keep, s.used)
+    fixed_left(L, s)
+  end
+end
+
 function fixed.adjust(L, n, now, s)
   if n > 0 and s.start == NEVER then
     s.start = floor(now / L.tick)
@@ -134,6 +146,20 @@ function sliding.refund(L, c, now, s)
   return back
 end
 
+function sliding.mark(_, _, s)
+  return s.window
+end
+
+-- To the window that was charged, be it the current or the previous one.
+function sliding.give_back(L, part, c, keep, now, s)
+  if s.window == part.mark then
+    s.used = s.used - min(c - keep, s.used)
+  elseif s.window == part.mark + 1 then
+    s.previous = s.previous - min(c - keep, s.previous)
+  end
+  sliding_left(L, now, s)
+end
+
 function sliding.adjust(L, n, now, s)
   s.used, s.previous = n, 0
   sliding_left(L, now, s)
@@ -216,6 +242,17 @@ function token.refund(L, c, _, s)
   end
   token_left(L, s)
   return back
+end
+
+function token.mark(_, now)
+  return now
+end
+
+-- What has come back since the charge may have been the hold's own units, so as many are taken off.
+function token.give_back(L, part, c, keep, _, s)
+  local ticks, P = s.tick - floor(part.mark / L.tick), L.period
+  local refilled = min(c, floor(ticks / P) * L.limit + ceil_div(ticks % P * L.limit, P))
+  token.refund(L, max(0, c - refilled) - max(0, keep - refilled), 0, s)
 end
 
 function token.adjust(L, n, _, s)

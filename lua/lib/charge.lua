@@ -4,7 +4,7 @@
 -- Answer: status byte 0 | code | allowed | number of sections | now ms | balance, and per level that
 -- has limits to show a section: level | number of limits | length of names | names | per limit
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
--- @gives charge OK RATE_LIMITED
+-- @gives charge OK RATE_LIMITED hands amounts slices
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
 local ANSWER = "<BBBBdd"
@@ -27,6 +27,15 @@ function charge.amounts(text)
     amounts[i] = amount
   end
   return count
+end
+
+-- A copy of the first `count` of them.
+function charge.listed(count)
+  local list = {}
+  for i = 1, count do
+    list[i] = amounts[i]
+  end
+  return list
 end
 
 -- Charges and answers in one go where nothing is out of the ordinary: every pool goes on in its period
@@ -83,7 +92,8 @@ function charge.plainly(count, names, amount_count, now)
 end
 
 -- Takes every reached limit in hand and tests it. Returns how many there are and the code.
-function charge.decide(count, names, amount_count, now)
+-- `with_slots`: "take" where they are charged too, "leave" where they are passed over; else none may be reached.
+function charge.decide(count, names, amount_count, now, with_slots)
   local total, code, held, whole, shaped = 0, OK, false, false, nil
   for i = 1, count do
     local level = levels[i]
@@ -116,6 +126,14 @@ function charge.decide(count, names, amount_count, now)
         end
         local L = in_force and in_force[target.index] or target.limit
         s.limit, s.cost, s.fits, s.applied = L, c, true, 0
+        if L.kind == SLOTS then
+          s.due = level.holds and level.holds.due or nil
+          if with_slots == "leave" then
+            s.cost, c = 0, 0
+          elseif with_slots ~= "take" then
+            bad(L.name .. " are slots: only a reservation takes them")
+          end
+        end
         if L.kind == FLAG then
           s.cost = 0 -- it only has to be included
         elseif c > L:load(level.rec, now, s) and c > 0 then
@@ -266,9 +284,15 @@ end
 
 -- Reads a path and, with an operation id, the answer stored under it; everything in one command.
 -- Returns the number of levels, the instant, the op key - or nil and the status to answer. `values`, `now`:
--- what is stored under the keys and the instant, where they have been read.
-function charge.read(keys, args, values, now)
-  local count = #keys
+-- what is stored under the keys and the instant, where they have been read. `unasked`: the answer stored under
+-- the operation id is not for this function to give; it comes as the fourth value.
+function charge.read(keys, args, values, now, unasked)
+  local extra = request.extra(args[6])
+  local count, total = #keys, #keys
+  if extra.h then
+    count = count - 2 * #extra.h
+    total = count
+  end
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
     count = count - 1
@@ -278,17 +302,16 @@ function charge.read(keys, args, values, now)
   end
   local manual = args[1] ~= ""
   local context = contexts[args[2]] or request.context(args[2])
-  local extra = request.extra(args[6])
   now = now or clock(args[1])
   if not values then
-    if #keys == 1 then
+    if total == 1 then
       alone[1], values = call("GET", keys[1]), alone
     else
-      values = call("MGET", spread(keys))
+      values = call("MGET", spread(keys, 1, total))
     end
   end
   local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
-  if with_op then
+  if with_op and not unasked then
     -- A stored answer is older than any plan change: it counts before what the records need.
     local answer = op.find(values[count + 1], args[5], seen or instant)
     if answer then
@@ -298,7 +321,7 @@ function charge.read(keys, args, values, now)
   if not seen then
     return nil, status
   end
-  return count, seen, with_op and keys[count + 1] or nil
+  return count, seen, with_op and keys[count + 1] or nil, values[count + 1]
 end
 
 -- Writes what was applied, together with the answer where an operation id asks to keep it.
@@ -315,5 +338,5 @@ function charge.commit(count, now, args, op_key, answer, only_touched)
       end
     end
   end
-  record.write(count, slices, now, op_key, op_value, op_ttl)
+  store.write(count, slices, now, op_key, op_value, op_ttl)
 end

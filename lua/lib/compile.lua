@@ -125,7 +125,7 @@ function compile.can(shape)
   end
   for t = 1, shape.count do
     local L = shape[t].limit
-    if L.kind == FLAG or L.limit == 0 then
+    if L.kind == FLAG or L.kind == SLOTS or L.limit == 0 then
       return false
     end
   end

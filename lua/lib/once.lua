@@ -3,7 +3,7 @@
 -- that the long way needs only where this has no answer.
 -- @gives plain
 
-local COLUMNS = { 12, 6, 6, 6, 2 }
+local COLUMNS = { [0] = 4, 12, 6, 6, 6, 2 }
 
 local plain = {}
 
@@ -54,6 +54,9 @@ local function charge_all(asked, rec, now, rows, name, amount)
     else
       local by = factor(row, name)
       if by > 0 then
+        if kind == SLOTS then
+          return nil
+        end
         local L, c = read_limit(row, at), amount * by
         local state, shown, more = take[kind](L, rec, now, c, asked == CHECK and 0 or c)
         if not state then

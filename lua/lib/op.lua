@@ -15,7 +15,7 @@ function op.check(text, key)
   if #text ~= 22 or sub(text, 17) == "\0\0\0\0\0\0" then
     bad("op: empty, or 16 bytes of digest and 6 of retention in ms")
   end
-  if not find(key or "", "^[^{]*{[^}]*}:o:") then
+  if not find(key or "", "^[^{]*{[^}]*}:[oe]:") then
     bad("keys: that of the operation id is missing")
   end
   return true

@@ -8,12 +8,15 @@
 --   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, rates]  pool
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
+--           [0, name, limit, rates]                                                      slots
 --   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
 -- @gives policy split_names
 
-local COLUMNS = { 12, 6, 6, 6, 2 }
+local COLUMNS = { [0] = 4, 12, 6, 6, 6, 2 }
 -- A limit finds what its kind does (load, charge, ...) behind its own fields.
-local BEHAVIOUR = { { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token } }
+local BEHAVIOUR = {
+  [0] = { __index = slots }, { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token },
+}
 
 local policy = {}
 local memo, memo_size = {}, 0 -- at most 256 policies: the collector walks what is kept
@@ -40,6 +43,11 @@ local function parse_limit(i, row, zones, at)
     }, BEHAVIOUR[kind])
   elseif kind == FLAG then
     return { kind = kind, name = row[2], limit = NONE, index = i, rates = {} }
+  elseif kind == SLOTS then
+    return setmetatable({
+      kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[4],
+      overage = 0,
+    }, BEHAVIOUR[kind])
   end
   local L = {
     kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[6],
@@ -54,7 +62,7 @@ end
 local function forgettable_after(limits)
   local longest
   for _, L in ipairs(limits) do
-    if L.kind == POOL or L.kind == FLAG or L.limit == 0 then
+    if L.kind <= POOL or L.kind == FLAG or L.limit == 0 then
       return nil
     end
     local full = 2 * L.per + 2 * L.tick
@@ -90,6 +98,10 @@ local function valid_row(row, zone_count)
     elseif row[7] < 0 or row[7] > 3 or row[9] < 0 or row[9] > 4 or row[11] < 0 or row[11] > zone_count then
       return false
     elseif row[8] < (endless and 0 or 1) or endless and row[9] > 0 then
+      return false
+    end
+  elseif kind == SLOTS then
+    if not is_whole(row[3], 0, MAX_RATE) then
       return false
     end
   elseif kind < FLAG then
@@ -267,7 +279,7 @@ local function make_shape(parsed, text)
           target.first = target.first + pair[2]
         end
       end
-      shape.simple = shape.simple and L.kind < FLAG and #list == 1
+      shape.simple = shape.simple and L.kind < FLAG and L.kind > SLOTS and #list == 1
       if L.kind < FLAG then
         if L.offset > at then
           target.gap = at -- where the states of limits in between begin

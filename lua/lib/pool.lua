@@ -96,7 +96,8 @@ function pool.charge(L, c, now, s)
   if L.limit ~= NONE then
     own = min(c, max(0, L.limit + max(0, s.carried) - s.used))
   end
-  s.used, s.over, s.left = s.used + own, s.over + c - own, s.left - c
+  s.beyond = c - own
+  s.used, s.over, s.left = s.used + own, s.over + s.beyond, s.left - c
   pool.guard(L, 0, s)
 end
 
@@ -107,6 +108,22 @@ function pool.refund(L, c, _, s)
   s.over, s.used = s.over - from_over, s.used - from_used
   measure(L, s)
   return from_over + from_used
+end
+
+-- Which period was charged.
+function pool.mark(_, _, s)
+  return s.start
+end
+
+-- Gives back what a hold does not keep (`keep` of its c units, `over` of which went over) if its period
+-- still runs.
+function pool.give_back(L, part, c, keep, _, s)
+  if s.fin == 0 or s.start ~= part.mark then
+    return
+  end
+  local from_over = min(c - keep, part.over, s.over)
+  s.over, s.used = s.over - from_over, s.used - min(c - keep - from_over, s.used)
+  measure(L, s)
 end
 
 -- Sets the use of the running period to exactly n.

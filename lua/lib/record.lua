@@ -1,20 +1,24 @@
 -- Records: one string per subject, read once and written once.
 --
 --   byte 1      layout version (1)
---   byte 2      flags: 1 made by first sight, 2 has a variable part, 4 carries its expiry
+--   byte 2      flags: 1 made by first sight, 2 has a variable part, 4 carries its expiry, 8 has holds
 --   byte 3-10   name of the policy it is laid out by
 --   byte 11-14  catalog revision it was brought to
 --   byte 15-20  last seen: the instant of its last write, ms
 --   byte 21-    state of every limit, in the policy's order
 --   then, with flag 4, 6 bytes: the instant its Redis TTL was set to
---   then, with flag 2, msgpack {o = {name = {l, v, b, e}}}: overrides (limit, overage, burst, expires)
+--   then, with flag 8, 6 bytes: `due`, the instant at which the first of its holds expires
+--   then, with flag 2, msgpack {o = {name = {l, v, b, e}}, g = {name = n}}: overrides (limit, overage,
+--   burst, expires), and how often a limit began anew while holds were open, so that a hold gives nothing
+--   back to a state that it never charged
 --
 -- A level in hand is a table: key, rec (the record's bytes, always whole), parsed (its policy),
--- flags, var, effective (limits under an override, by index); fresh, moved: bytes that differ from
--- what is stored. At most four are in hand; the tables are reused from call to call.
--- @gives record levels FIRST TTL
+-- flags, var, effective (limits under an override, by index), holds (see hold.lua); fresh, moved: bytes
+-- that differ from what is stored; settled: it has to be stored whole. At most four are in hand; the tables
+-- are reused from call to call.
+-- @gives record levels has FIRST TTL
 
-local FIRST, VAR, TTL = 1, 2, 4 -- the biggest comes last: flags >= TTL means that it is set
+local FIRST, VAR, TTL, HOLDS = 1, 2, 4, 8 -- flags >= VAR means that there is more than the state
 local HEAD = "<BBc8I4I6"
 
 local record = {}
@@ -36,12 +40,17 @@ local function has(flags, bit)
   return flags % (bit * 2) >= bit
 end
 
-local function rebuild(level, rev, seen, state)
+-- Puts the record's bytes together: header, state, and what `level` says of the rest.
+function record.rebuild(level, rev, seen, state)
   local flags = (has(level.flags, FIRST) and FIRST or 0)
-  local tail = ""
+  local tail, due = "", level.holds and level.holds.due
   if has(level.flags, TTL) then
     flags = flags + TTL
     tail = spack("<I6", level.expires)
+  end
+  if due then
+    flags = flags + HOLDS
+    tail = tail .. spack("<I6", due)
   end
   if level.var then
     flags = flags + VAR
@@ -72,13 +81,13 @@ function record.fresh(level, parsed, rev, now, flags, anchors)
   local state = pack_states(parsed, nil, function(L, s)
     L:fresh(now, anchors and anchors[L.name] or now, s)
   end)
-  rebuild(level, rev, now, state)
+  record.rebuild(level, rev, now, state)
 end
 
 -- Which limits an override changes: {index = limit}, or nil.
-local function effective_limits(parsed, var)
+local function effective_limits(parsed, overrides)
   local changed
-  for name, fields in pairs(var and var.o or {}) do
+  for name, fields in pairs(overrides or {}) do
     local L = parsed.names[name]
     if L and L.kind < FLAG then
       changed = changed or {}
@@ -88,12 +97,36 @@ local function effective_limits(parsed, var)
   return changed
 end
 
+-- The variable part: overrides, and the generations of limits while holds are open. `begun`: names of
+-- limits that begin anew.
+local function variable(level, overrides, begun)
+  local generations
+  if level.holds and level.holds.due then
+    generations = level.var and level.var.g
+    for name in pairs(begun) do
+      local bumped = {}
+      for other, n in pairs(generations or {}) do
+        bumped[other] = n
+      end
+      bumped[name] = (bumped[name] or 0) + 1
+      generations = bumped
+    end
+  end
+  return (overrides or generations) and { o = overrides, g = generations } or nil
+end
+
 -- Lays the record out anew: every limit is brought to `now` under its old definition, then carried
 -- over to its new one (matched by name and kind), or made fresh, counting from `anchors` as above.
--- `adapt(limit, before, hand)` carries over in its own way.
-function record.convert(level, parsed, var, rev, now, anchors, adapt)
+-- `adapt(limit, before, hand)` carries over in its own way, and returns true if the limit begins anew.
+function record.convert(level, parsed, overrides, rev, now, anchors, adapt)
   local from, old_effective, rec = level.parsed, level.effective, level.rec
-  local effective = effective_limits(parsed, var)
+  local effective, begun = effective_limits(parsed, overrides), {}
+  for name, before in pairs(from.names) do
+    local L = parsed.names[name]
+    if before.kind < FLAG and not (L and L.kind == before.kind) then
+      begun[name] = true
+    end
+  end
   local state = pack_states(parsed, effective, function(L, s)
     local before = from.names[L.name]
     if before and old_effective and old_effective[before.index] then
@@ -101,8 +134,13 @@ function record.convert(level, parsed, var, rev, now, anchors, adapt)
     end
     if before and before.kind == L.kind then
       before:load(rec, now, s)
+      if L.kind == 3 and (before.per ~= L.per or before.tick ~= L.tick) then
+        begun[L.name] = true
+      end
       if adapt then
-        adapt(L, before, s)
+        if adapt(L, before, s) then
+          begun[L.name] = true
+        end
       else
         before:convert(L, now, s)
       end
@@ -110,36 +148,59 @@ function record.convert(level, parsed, var, rev, now, anchors, adapt)
       L:fresh(now, anchors and anchors[L.name] or now, s)
     end
   end)
-  if has(level.flags, TTL) and not parsed.forgettable or var then
+  if has(level.flags, TTL) and not parsed.forgettable or overrides then
     level.flags = has(level.flags, FIRST) and FIRST or 0
   end
-  level.parsed, level.var, level.effective = parsed, var, effective
-  rebuild(level, rev, now, state)
+  level.parsed, level.var, level.effective = parsed, variable(level, overrides, begun), effective
+  record.rebuild(level, rev, now, state)
   level.moved = true
 end
 
--- Overrides that ended are taken off one by one, each at its own instant.
-local function expire_overrides(level, rev, seen, now)
+-- The override that ends first: its name and the instant, if that is not after now.
+local function ended_override(level, now)
+  local first, name
+  for candidate, fields in pairs(level.var and level.var.o or {}) do
+    if fields.e and fields.e <= now and (not first or fields.e < first) then
+      first, name = fields.e, candidate
+    end
+  end
+  return name, first
+end
+
+local function end_override(level, ended, rev, at)
+  local rest
+  for name, fields in pairs(level.var.o) do
+    if name ~= ended then
+      rest = rest or {}
+      rest[name] = fields
+    end
+  end
+  local moved = level.moved
+  record.convert(level, level.parsed, rest, rev, at)
+  level.moved, level.settled = moved, true
+end
+
+-- Ends the overrides and holds whose time is over one by one, each at its own instant.
+local function catch_up(level, rev, seen, now)
+  local given = false
   while true do
-    local first, name
-    for candidate, fields in pairs(level.var and level.var.o or {}) do
-      if fields.e and fields.e <= now and (not first or fields.e < first) then
-        first, name = fields.e, candidate
-      end
+    local due = level.holds and level.holds.due or NEVER
+    local name, ends = ended_override(level, now)
+    if name and ends <= due then
+      end_override(level, name, rev, max(ends, seen))
+    elseif due <= now then
+      hold.expire(level, max(due, seen), now)
+      given = true
+    else
+      break
     end
-    if not first then
-      return
+  end
+  if given then
+    if level.var and not level.holds.due then
+      level.var = level.var.o and { o = level.var.o } or nil
     end
-    local rest
-    for other, fields in pairs(level.var.o) do
-      if other ~= name then
-        rest = rest or {}
-        rest[other] = fields
-      end
-    end
-    local moved = level.moved
-    record.convert(level, level.parsed, rest and { o = rest } or nil, rev, max(first, seen))
-    level.moved, level.settled = moved, true
+    record.rebuild(level, level.rev, level.seen, sub(level.rec, HEADER + 1, level.parsed.tail - 1))
+    level.settled = true
   end
 end
 
@@ -150,11 +211,32 @@ local function read_variable(level, rev, seen, now)
     level.expires = sunpack("<I6", level.rec, at)
     at = at + 6
   end
+  if has(level.flags, HOLDS) then
+    at = at + 6 -- read already
+  end
   if has(level.flags, VAR) then
     level.var = munpack(sub(level.rec, at))
-    level.effective = effective_limits(level.parsed, level.var)
-    expire_overrides(level, rev, seen, now)
+    level.effective = effective_limits(level.parsed, level.var.o)
   end
+  catch_up(level, rev, seen, now)
+end
+
+-- Reads when a record's first hold expires. Returns whether it has, and the keys to do something about it
+-- are not at hand.
+local function read_due(level, now)
+  local at = level.parsed.tail + (has(level.flags, TTL) and 6 or 0)
+  local H = level.holds or {}
+  if #level.rec < at + 5 then
+    too_short(level.rec)
+  end
+  level.holds, H.due, H.brief = H, sunpack("<I6", level.rec, at), has(level.flags, TTL)
+  return H.due <= now and not H.hash
+end
+
+-- Whether the record is to stay from now on, while the keys of its holds, which are not at hand, would go.
+function record.outlives_holds(level)
+  local H = level.holds
+  return H and H.brief and not H.hash and not has(level.flags, TTL)
 end
 
 -- A move must not read a record by definitions that it is not laid out by. `from`: the policy that the
@@ -218,7 +300,7 @@ local function settle(level, context, now, manual, mover)
     mover(level, level.to, now)
   elseif level.to then
     local same = level.to == parsed and level.rev == context.rev
-    record.convert(level, level.to, level.var, context.rev, now)
+    record.convert(level, level.to, level.var and level.var.o, context.rev, now)
     if same then
       -- Only its zones are written out further: no reason to write it now.
       level.moved, level.settled = false, true
@@ -233,11 +315,11 @@ end
 -- instant.
 function record.open(keys, values, count, context, extra, now, manual, mover)
   local plain = context.plain and not (mover or extra.m)
-  local stale, need, settled = "", "", true
+  local stale, need, holds, settled = "", "", "", true
   for i = 1, count do
     local rec, level = values[i], levels[i]
     level.key, level.rec, level.parsed, level.shape = keys[i], rec, nil, nil
-    level.var, level.effective, level.to = nil, nil, nil
+    level.var, level.effective, level.to, level.holds = nil, nil, nil, nil
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then
@@ -279,81 +361,34 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
   elseif need ~= "" then
     return nil, STATUS_NEED .. need, now
   end
+  if extra.h then
+    local at = #keys - 2 * #extra.h
+    for j, i in ipairs(extra.h) do
+      if i > count then
+        bad("extra: holds of a level that the call does not name")
+      end
+      hold.keys(levels[i], keys[at + 2 * j - 1], keys[at + 2 * j])
+    end
+  end
   if mover or not settled then
     for i = 1, count do
+      local level = levels[i]
+      if level.rec and has(level.flags, HOLDS) and read_due(level, now) then
+        holds = holds .. char(i)
+      end
+    end
+    if holds ~= "" then
+      return nil, STATUS_HOLDS .. holds, now
+    end
+    for i = 1, count do
       settle(levels[i], context, now, manual, mover)
+      if record.outlives_holds(levels[i]) then
+        holds = holds .. char(i)
+      end
+    end
+    if holds ~= "" then
+      return nil, STATUS_HOLDS .. holds, now
     end
   end
   return now
-end
-
--- Moves the instant of the Redis TTL on: it only ever grows, and not with every call.
-local function extend(level, now)
-  local at = level.parsed.tail
-  level.expires = now + 2 * level.parsed.forgettable
-  level.rec = sub(level.rec, 1, at - 1) .. spack("<I6", level.expires) .. sub(level.rec, at + 6)
-  level.settled = true
-end
-
--- The bytes to store, where `slice` replaces those from 15 on.
-local function sliced(level, slice)
-  if not slice then
-    return level.rec
-  end
-  return sub(level.rec, 1, 14) .. slice .. sub(level.rec, 15 + #slice)
-end
-
--- The write phase: everything that changed, in one command, so that a failure leaves all or nothing.
--- `slices[i]` replaces bytes 15.. of level i's record. Returns after the TTLs are set, which only
--- free memory.
-function record.write(count, slices, now, op_key, op_value, op_ttl)
-  local writes, only, extended = 0, 1, false
-  for i = 1, count do
-    local level = levels[i]
-    if slices[i] or level.fresh or level.moved then
-      writes, only = writes + 1, i
-      if level.flags >= TTL and level.expires < now + level.parsed.forgettable then
-        extend(level, now)
-        extended = true
-      end
-    end
-  end
-  if writes == 1 and not op_key then
-    local level, slice = levels[only], slices[only]
-    if not (level.fresh or level.moved or level.settled) then
-      call("SETRANGE", level.key, 14, slice)
-    elseif extended then
-      call("SET", level.key, sliced(level, slice), "PX", format("%.0f", level.expires - now))
-    elseif level.flags >= TTL then
-      call("SET", level.key, sliced(level, slice), "KEEPTTL")
-    else
-      call("SET", level.key, sliced(level, slice))
-    end
-    return
-  end
-  local sets, n = {}, 0
-  for i = 1, count do
-    local level = levels[i]
-    if slices[i] or level.fresh or level.moved then
-      sets[n + 1], sets[n + 2] = level.key, sliced(level, slices[i])
-      n = n + 2
-    end
-  end
-  if op_key then
-    sets[n + 1], sets[n + 2] = op_key, op_value
-    n = n + 2
-  end
-  if n == 0 then
-    return
-  end
-  call("MSET", spread(sets))
-  for i = 1, count do
-    local level = levels[i]
-    if (slices[i] or level.fresh or level.moved) and level.flags >= TTL then
-      call("PEXPIRE", level.key, format("%.0f", level.expires - now))
-    end
-  end
-  if op_key and op_ttl then
-    call("PEXPIRE", op_key, format("%.0f", op_ttl))
-  end
 end

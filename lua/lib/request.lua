@@ -39,7 +39,8 @@ function request.context(text)
   return known
 end
 
--- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...}}.
+-- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...},
+-- h = {level, ...}}. The keys of these levels' holds stand at the end of KEYS, two for each.
 -- A move says: the record of that level, if laid out by `from`, is read by the definitions of `old` and
 -- becomes one of `to`. A level may be offered several, for what its record may have become.
 function request.extra(text)
@@ -75,6 +76,18 @@ function request.extra(text)
       moves[move[1]][move[2]] = move
     end
     extra.m = moves
+  end
+  if extra.h ~= nil then
+    local before = 0
+    if type(extra.h) ~= "table" or #extra.h < 1 or #extra.h > 4 then
+      bad("extra: holds are a list of levels")
+    end
+    for _, level in ipairs(extra.h) do
+      if level ~= 1 and level ~= 2 and level ~= 3 and level ~= 4 or level <= before then
+        bad("extra: holds are a list of levels, the first one first")
+      end
+      before = level
+    end
   end
   return extra
 end

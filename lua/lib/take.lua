@@ -2,12 +2,12 @@
 -- what is left of a bucket. What of it the long way needs too stands here, since a script may come to its
 -- end with this and without everything behind it.
 
-local POOL, FLAG = 1, 5
+local SLOTS, POOL, FLAG = 0, 1, 5
 local HEADER = 20 -- bytes of a record before the states
 local POOL_FORMAT, FIXED_FORMAT = "<I6I6I6I7I7I7i7", "<I6I5"
-local SLIDING_FORMAT, TOKEN_FORMAT = "<I6I5I5", "<I5I5I6"
-local SIZES = { 46, 11, 16, 16 } -- of a state, by kind
-local LETTERS = { "p", "f", "s", "t", "g" } -- of a kind, in an answer
+local SLIDING_FORMAT, TOKEN_FORMAT, SLOTS_FORMAT = "<I6I5I5", "<I5I5I6", "<I7"
+local SIZES = { [0] = 7, 46, 11, 16, 16 } -- of a state, by kind
+local LETTERS = { [0] = "l", "p", "f", "s", "t", "g" } -- of a kind, in an answer
 local CHARGE, CHECK, REPORT = 1, 2, 3 -- what plain.answer is asked for
 
 local opened = {} -- msgpack that lib/once.lua has unpacked, by its bytes

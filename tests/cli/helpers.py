@@ -32,6 +32,8 @@ overage = 50
 [plans.pro.buckets.api]
 limit = 60
 per = "1m"
+[plans.pro.slots.jobs]
+limit = 10
 """
 
 

@@ -41,6 +41,7 @@ def test_plans_lists_the_catalog(stocked: Run) -> None:
     assert "29.00 USD per month" in text
     assert "1,000 per month, from subscription, overage 50" in text
     assert "5 per minute, token" in text
+    assert "10 at once" in text
     data = data_of(stocked("plans", "--json"))
     assert [plan["id"] for plan in data["plans"]] == ["free", "pro"]
     assert data["revision"] == 1

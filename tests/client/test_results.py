@@ -167,6 +167,8 @@ def test_json(meter: AnyMeter, allowed: Decision, refused: Decision) -> None:
             "plans": {"base": "free"},
             "overrides": [{"name": "credits", "limit": 70, "expires": "2025-01-01T01:00:00+00:00"}],
             "stored": True,
+            "holds": [],
+            "open_holds": 0,
         }
     ]
     assert [limit["name"] for limit in usage["limits"]] == ["credits", "api", "export"]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from redis.exceptions import ResponseError
 
 from tests.engine.headers import header
-from tests.engine.raw import VALID, World, applied, assert_well_formed, pairs, snapshot
+from tests.engine.raw import World, applied, assert_well_formed, is_valid, pairs, snapshot
 
 HOWS = ("FCALL", "EVALSHA")
 QUICK = settings(
@@ -35,7 +35,7 @@ def attempt(w: World, entry: str, keys: list[bytes], args: list[bytes], how: str
         assert changed <= set(keys), f"{entry} changed {changed}, which was not declared"
         names = pairs(header(entry).arguments, len(args))
         for name, argument in zip(names, args, strict=True):
-            assert VALID[name](argument), f"{entry} wrote with {name}={argument!r}"
+            assert is_valid(entry, name, argument), f"{entry} wrote with {name}={argument!r}"
     return reply
 
 

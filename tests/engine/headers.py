@@ -2,7 +2,8 @@
 
 --- entry: one sentence.
 -- KEYS     one item per line: `1 record`, `1..n record ... (n = 1..4)`, `n + 1 operation id; only
-            with ARGV 5`, `2.. the records of up to three levels above`, ...
+            with ARGV 5`, `2.. the records of up to three levels above`, `then for every level in h
+            of ARGV 6: the hash and the sorted set of its holds`, ...
 -- ARGV     `1 now  meaning`, or several by comma, or `1..6 as consume`, or `none`
 -- RETURNS  `a status: 2 need, 5 done`, one line per status, or prose
 -- WRITES   prose
@@ -26,6 +27,7 @@ class Header:
     """What one entry says of itself. `most_keys`, `most_arguments`: the largest counts it takes.
 
     `one`: it names one record, and reads those above only for when they were last seen.
+    `held`: which argument lists the levels whose holds are declared, counted from 1; 0: none does.
     """
 
     entry: str
@@ -33,6 +35,7 @@ class Header:
     least_keys: int
     most_keys: int
     one: bool
+    held: int
     kinds: tuple[str, ...]
     arguments: tuple[str, ...]
     repeated: bool
@@ -78,9 +81,10 @@ def _plain(lines: list[str]) -> str:
 _SMALL = {"three": 3}
 
 
-def _keys(entry: str, lines: list[str]) -> tuple[int, int, tuple[str, ...]]:
-    """Least and most keys, and the kinds of keys named."""
-    least = most = 0
+def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]:
+    """Least and most keys, the argument that lists levels with holds, and the kinds of keys."""
+    least = most = held = 0
+    paths = 1
     kinds = []
     for line in lines:
         text = re.sub(r"^-- (KEYS|    ) +", "", line)
@@ -90,21 +94,31 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, tuple[str, ...]]:
         if above:
             most += _SMALL[above[1]]
         elif levels := re.fullmatch(r"1\.\.n +(record) .*\(n = (\d)\.\.(\d)\)", text):
-            least, most = int(levels[2]), most + int(levels[3])
+            least, most, paths = int(levels[2]), most + int(levels[3]), int(levels[3])
             kinds.append(levels[1])
+        elif text == "n + 1  end of the hold, kept like an operation id":
+            least, most = least + 1, most + 1
+            kinds.append("end of the hold")
+        elif holds := re.fullmatch(
+            r"then +for every level in h of ARGV (\d+): the hash and the sorted set of its holds",
+            text,
+        ):
+            most, held = most + 2 * paths, int(holds[1])
+            kinds.append("hold")
         elif re.fullmatch(r"(n \+ 1|2) +operation id; only with ARGV \d", text):
             most += 1
             kinds.append("operation id")
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
             least, most = 1, int(many[2])
-            kinds += ["record", "meta", "operation id"]
-            assert many[1] == "record, meta, operation ids"
+            kinds += ["record", "meta", "hold", "operation id", "end of the hold"]
+            assert many[1] == "record, meta, holds, operation ids, ends of holds"
         else:
             single = re.fullmatch(r"1 (record|meta|catalog)", text)
             assert single, f"{entry}: unreadable key {text!r}"
             least, most = least + 1, most + 1
             kinds.append(single[1])
-    return least, most, tuple(kinds)
+    assert "hold" not in kinds or kinds[-1] == "hold" or not held, f"{entry}: holds come last"
+    return least, most, held, tuple(kinds)
 
 
 def _arguments(entry: str, lines: list[str]) -> tuple[tuple[str, ...], bool, int]:
@@ -139,10 +153,12 @@ def _statuses(returns: str) -> frozenset[int]:
     """The status bytes that an answer may begin with."""
     if without := re.match(r"as consume,? without (\d(?: and \d)*)", returns):
         return header("consume").statuses - {int(n) for n in without[1].split(" and ")}
+    if besides := re.match(r"as report; besides (\d) [a-z]+", returns):
+        return header("report").statuses | {int(besides[1])}
     if returns.startswith("as consume"):
         return header("consume").statuses
     if returns.startswith(("a status: ", "status ", "a string; its first byte is the status:")):
-        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-6]) [a-z]+", returns))
+        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-7]) [a-z]+", returns))
     assert re.match(r"1 if |how many", returns), returns
     return frozenset()
 
@@ -153,15 +169,17 @@ def header(entry: str) -> Header:
     sentence, found = _sections(entry, text)
     missing = {"KEYS", "ARGV", "RETURNS", "WRITES", "@needs"} - set(found)
     assert not missing, f"{entry}: {missing} is missing"
-    least, most, kinds = _keys(entry, found["KEYS"])
+    least, most, held, kinds = _keys(entry, found["KEYS"])
     arguments, repeated, most_arguments = _arguments(entry, found["ARGV"])
     returns = _plain(found["RETURNS"])
+    assert not held or arguments[held - 1] == "extra", f"{entry}: ARGV {held} is not extra"
     return Header(
         entry,
         sentence,
         least,
         most,
         any("levels above" in line for line in found["KEYS"]),
+        held,
         kinds,
         arguments,
         repeated,

@@ -18,7 +18,7 @@ import msgpack
 import redis
 from redis.exceptions import ResponseError
 
-from meterd import Bucket, Flag, Meter, Plan, Pool, wire
+from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, wire
 from meterd.compile import read_policy
 from meterd.keys import Path
 from meterd.scripts import ENTRIES, Scripts
@@ -37,6 +37,7 @@ PLANS = (
             Bucket("burst", 5, "10s", algorithm="token", burst=8, rates={"api": 1}),
             Bucket("login", 3, "1h", algorithm="fixed"),
             Flag("sso"),
+            Slots("jobs", 4),
         ],
         default=True,
     ),
@@ -106,14 +107,16 @@ def assert_well_formed(entry: str, reply: Any) -> None:
     assert isinstance(reply, bytes)
     assert reply
     status = reply[0]
-    assert status <= wire.UNKNOWN, reply
+    assert status <= wire.HOLDS, reply
     if status == wire.NEED:
         assert len(reply) > 1
         assert (len(reply) - 1) % 8 == 0
     elif status == wire.STALE:
         assert wire.decode_stale(reply)
         assert (len(reply) - 1) % 13 == 0
-    elif status == wire.DECIDED or (status == wire.REPLAYED and entry != "subscribe"):
+    elif status == wire.DECIDED or (
+        status == wire.REPLAYED and entry not in ("subscribe", "release")
+    ):
         answer = wire.decode_answer(reply, LEVELS)
         for state in answer.limits():
             figures = (state.limit, state.used, state.remaining, state.overage, state.applied)
@@ -124,6 +127,8 @@ def assert_well_formed(entry: str, reply: Any) -> None:
             assert answer.end() == len(reply)
     elif status == wire.REPLAYED:
         assert reply[1:] == bytes([wire.DONE])
+    elif status == wire.HOLDS:
+        assert sorted(set(reply[1:]) & set(range(1, 5))) == list(reply[1:]) != []
     else:
         assert len(reply) == 1
 
@@ -140,7 +145,8 @@ def applied(entry: str, reply: Any) -> bool:
 
 
 class World:
-    """A root, two levels below it (one with an override), meta, an operation id, a limiter."""
+    """A root, two levels below it (one with an override), a hold on all three of them, the end of
+    another, meta, an operation id, a limiter."""
 
     def __init__(self, client: redis.Redis, url: str) -> None:
         self.client = client
@@ -152,11 +158,15 @@ class World:
         meter.subscribe("acme/team/ana", "pro")
         meter.override("acme/team/ana", "credits", limit=3)
         meter.set_meta("acme", {"note": [1]})
+        meter.reserve("acme/team/ana", {"credits": 1, "api": 1, "jobs": 1}, ttl="1h", op="open")
+        meter.reserve("acme", "jobs", op="over").commit()
         meter.limiter("login", Bucket("ip", 5, "1m")).consume("::1")
         self.keys = meter._keys
         self.path = self.keys.path("acme/team/ana")
         self.root, self.team, self.leaf = self.path.keys
         self.op, self.meta = self.keys.op(self.path, "new"), self.keys.meta(self.keys.path("acme"))
+        self.end = self.keys.hold_end(self.path, "open")
+        self.pairs = [key for level in (1, 2, 3) for key in self.keys.holds(self.path, level)]
         self.used_op = self.keys.op(self.path, "first")
         self.fresh = self.keys.path("acme2").keys[0]
         self.context = meter._store.context(None)
@@ -166,6 +176,7 @@ class World:
         assert [name for _, name, _, _ in first.plans] == ["free"]
         self.first = first.name
         self.extra = extra(self.policies)
+        self.held = extra(self.policies, held=(1, 2, 3))
         self.laid_out = {key: client.get(key)[2:10] for key in self.path.keys}
         self.whole = snapshot(client)
 
@@ -185,7 +196,8 @@ class World:
         charge = [now, context, b"credits,api", struct.pack("<2d", 2, 1), op_argument, bring]
         above = [self.team, self.root]
         calls: dict[str, tuple[list[bytes], list[bytes]]] = {
-            "usage": (levels, [now, context, bring]),
+            "usage": ([*levels, *self.pairs], [now, context, self.held]),
+            **self.of_holds(levels, charge, now, context),
             "subscribe": (
                 [self.leaf, *([self.op] if op else []), *above],
                 [now, context, b"reset", b"", b"credits", op_argument, self.move_leaf()],
@@ -213,6 +225,24 @@ class World:
         }
         return calls.get(entry, (levels, charge))
 
+    def of_holds(
+        self, levels: list[bytes], charge: list[bytes], now: bytes, context: bytes
+    ) -> dict[str, tuple[list[bytes], list[bytes]]]:
+        """As `valid`, for the entries that make and end holds."""
+        path, ended = self.path.keys, [*self.path.keys, self.end, *self.pairs]
+        digest = wire.op_argument(bytes(16), 86_400_000)
+        ids = [self.held, b"open"]
+        return {
+            "reserve": ([*levels, *self.pairs], [*charge[:5], self.held, b"new", b"60000"]),
+            "commit": (ended, [now, context, b"credits,api", amounts(2, 1), digest, *ids]),
+            "release": (ended, [now, context, digest, *ids]),
+            "renew": ([*path, *self.pairs], [now, context, *ids, b"90000"]),
+            "tally": (
+                [*path, *self.pairs],
+                [now, context, b"credits,api", amounts(1, 1), *ids, b""],
+            ),
+        }
+
     def move_leaf(self) -> bytes:
         """Extra for the verbs that name one record: the leaf, moved to what it is."""
         source = self.laid_out[self.leaf]
@@ -226,9 +256,10 @@ def world(server: Any) -> Iterator[World]:
     made.meter.close()
 
 
-def extra(policies: dict[bytes, bytes], *moves: Sequence[Any]) -> bytes:
-    """What a call may bring along: policies by name, and moves (level, from, old, to)."""
-    packed: bytes = msgpack.packb({"p": policies, "m": moves}, use_bin_type=False)
+def extra(policies: dict[bytes, bytes], *moves: Sequence[Any], held: Sequence[int] = ()) -> bytes:
+    """What a call may bring along: policies by name, moves (level, from, old, to), levels with holds."""
+    value = {"p": policies, "m": moves, **({"h": held} if held else {})}
+    packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
 
@@ -290,8 +321,20 @@ VALID: dict[str, Any] = {
     "value": lambda _: True,
     "expected": lambda _: True,
     "catalog": bool,
+    "hold": lambda t: 1 <= len(t) <= 128,
+    "ttl": lambda t: t.isdigit() and len(t) <= 11 and 1 <= int(t) <= 366 * 86_400_000,
 }
 """Whether a text is allowed at all as an argument of that name, by itself."""
+# Where it is otherwise.
+_EMPTY = {("commit", "costs"), ("commit", "amounts"), ("tally", "ttl")}
+_NEVER_EMPTY = {("commit", "op"), ("release", "op")}
+
+
+def is_valid(entry: str, name: str, text: bytes) -> bool:
+    """As `VALID`, for this entry."""
+    if text == b"" and (entry, name) in _EMPTY | _NEVER_EMPTY:
+        return (entry, name) in _EMPTY
+    return bool(VALID[name](text))
 
 
 def pairs(names: Sequence[str], count: int) -> list[str]:

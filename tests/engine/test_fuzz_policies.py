@@ -12,7 +12,7 @@ from meterd import wire
 from meterd.scripts import ENTRIES
 from tests.engine.fuzz import CLEAR, assert_refused, attempt
 from tests.engine.headers import header
-from tests.engine.raw import World, applied, snapshot
+from tests.engine.raw import World, applied, extra, snapshot
 
 # Policies and moves -------------------------------------------------------------------------------
 
@@ -41,6 +41,7 @@ def test_bytes_that_do_not_hash_to_their_name(w: World, how: str) -> None:
 
 POOL = [1, "credits", 5, 0, 0, 0, 3, 1, 0, 0, 0, []]
 BUCKET = [3, "api", 5, -(2**53), 1000, []]
+SLOTS = [0, "jobs", 5, []]
 HELD = [["base", "p", "x" * 8, False]]
 
 
@@ -76,6 +77,10 @@ BAD_POLICIES: list[Any] = [
     swapped(POOL, 2, -1), swapped(POOL, 2, 0.5), swapped(POOL, 2, 1e300),
     swapped(BUCKET, 2, -1), swapped(BUCKET, 2, -(2**53)), swapped(BUCKET, 2, 10**12 + 1),
     swapped(BUCKET, 3, 10**12 + 1), swapped(BUCKET, 4, 0), swapped(BUCKET, 4, 10**15),
+    policy(SLOTS[:-1]), policy([*SLOTS, 1]), policy(SLOTS, SLOTS), policy(SLOTS, [*POOL[:1], "jobs", *POOL[2:]]),
+    *(swapped(SLOTS, 2, v) for v in (*ODD, -1, -(2**53), 10**12 + 1)),
+    *(swapped(SLOTS, 1, v) for v in (None, [], "a,b", "")),
+    *(swapped(SLOTS, 3, v) for v in (None, "x", 5, ["a", 1, 5], ["a", 0])),
     policy(POOL, POOL),
 ]  # fmt: skip
 
@@ -87,7 +92,7 @@ def test_bytes_that_are_no_policy(w: World, how: str) -> None:
 
 
 def test_the_policy_that_the_bad_ones_are_made_from_is_good(w: World, how: str) -> None:
-    blob = policy(POOL, BUCKET)
+    blob = policy(POOL, BUCKET, SLOTS)
     keys, args = first_sight(w, {named(blob): blob}, named(blob))
     assert applied("consume", attempt(w, "consume", keys, args, how))
 
@@ -116,7 +121,8 @@ def test_needs_are_said_and_nothing_is_written(w: World) -> None:
         if "extra" not in header(entry).arguments:
             continue
         keys, args = w.valid(entry)
-        args[-1] = b""
+        held = any(key in w.pairs for key in keys)
+        args[header(entry).arguments.index("extra")] = extra({}, held=(1, 2, 3) if held else ())
         reply = attempt(w, entry, keys, args, "EVALSHA")
         assert reply[0] in (wire.NEED, wire.STALE), (entry, reply)
         assert snapshot(w.client) == w.whole
@@ -145,7 +151,7 @@ def test_a_record_key_that_holds_no_record(w: World, how: str) -> None:
 
 def test_an_operation_id_that_is_none(w: World, how: str) -> None:
     for stored in (b"", b"\x01" * 15, b"\x01" * 21, bytes(22)):
-        for entry in ("consume", "report", "refund", "subscribe"):
+        for entry in ("consume", "report", "refund", "subscribe", "reserve"):
             w.client.set(w.op, stored)
             keys, args = w.valid(entry, op=True)
             reply = w.raw.call(entry, keys, args, how=how)

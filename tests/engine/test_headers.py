@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 
+import msgpack
 import pytest
 
 from meterd import Meter, wire
 from meterd.scripts import ENTRIES, LIBRARIES, READ_ONLY, Scripts, lua_root
 from meterd.testing import ManualClock
 from tests.engine import workload
-from tests.engine.headers import header
-from tests.engine.raw import VALID, pairs
+from tests.engine.headers import Header, header
+from tests.engine.raw import is_valid, pairs
 from tests.support import servers
 
 MARKS = {
     "record": rb"\}:[sl]:",
     "operation id": rb"\}:o:",
+    "hold": rb"\}:[hx]:",
+    "end of the hold": rb"\}:e:",
     "meta": rb"\}:m:",
     "catalog": rb"\}:catalog",
 }
@@ -28,24 +31,32 @@ STATUS = {
     wire.CONFLICT: "conflict",
     wire.DONE: "done",
     wire.UNKNOWN: "unknown",
+    wire.HOLDS: "holds",
 }
+HOLDERS = {
+    "reserve",
+    "commit",
+    "release",
+    "renew",
+    "tally",
+}  # these name all holds of a path at once
 
 
 @pytest.fixture(scope="module", params=["functions", "scripts"])
 def sent(request: pytest.FixtureRequest) -> workload.Recorder:
     """What a client sends in the course of everything."""
-    recorder = workload.Recorder()
+    recorder, clock = workload.Recorder(), ManualClock()
     with (
         servers.start() as server,
         Meter(
             server.url,
             plans=workload.plans(),
-            clock=ManualClock(),
+            clock=clock,
             functions=request.param == "functions",
             timeout=10,
         ) as meter,
     ):
-        workload.everything(recorder.watch(meter))
+        workload.everything(recorder.watch(meter), clock)
     return recorder
 
 
@@ -62,7 +73,17 @@ def test_the_client_sends_what_the_header_says(sent: workload.Recorder, entry: s
         else:
             assert len(call.args) == said.most_arguments == len(said.arguments)
         for name, argument in zip(pairs(said.arguments, len(call.args)), call.args, strict=True):
-            assert VALID[name](argument), f"{entry}: {name}={argument!r}"
+            assert is_valid(entry, name, argument), f"{entry}: {name}={argument!r}"
+
+
+def levels_held(said: Header, call: workload.Call) -> list[int]:
+    """What `extra` lists under h."""
+    packed = call.args[said.held - 1] if said.held else b""
+    return (
+        list(msgpack.unpackb(packed, raw=True, strict_map_key=False).get(b"h", ()))
+        if packed
+        else []
+    )
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -77,12 +98,23 @@ def test_keys_are_of_the_kinds_and_in_the_order_that_the_header_says(
         seen |= set(kinds)
         if entry == "forget":
             continue
+        listed = levels_held(said, call)
+        front = kinds[: len(kinds) - 2 * len(listed)]
+        assert "hold" not in front
+        assert call.keys[len(front) :] == tuple(
+            call.keys[level - 1].replace(b"}:s:", mark)
+            for level in listed
+            for mark in (b"}:h:", b"}:x:")
+        )
         with_id = "op" in said.arguments and call.args[said.arguments.index("op")] != b""
-        assert (kinds.count("operation id") == 1) == with_id
+        id_kind = "end of the hold" if "end of the hold" in said.kinds else "operation id"
+        assert front.count(id_kind) == with_id
         if entry == "subscribe":
-            assert kinds[:2] == ["record", "operation id"] or not with_id
+            assert front[:2] == ["record", "operation id"] or not with_id
         elif with_id:
-            assert kinds[-1] == "operation id"
+            assert front[-1] == id_kind
+        if entry in HOLDERS:
+            assert listed == list(range(1, front.count("record") + 1))
         if kinds[0] == "record":
             lengths = [len(k) for k, kind in zip(call.keys, kinds, strict=True) if kind == "record"]
             if said.one:
@@ -102,7 +134,7 @@ def test_answers_are_of_the_statuses_that_the_header_says(
         assert all(isinstance(reply, int) for reply in replies)
         return
     assert {reply[0] for reply in replies} <= said.statuses
-    if entry in ("consume", "report", "refund"):
+    if entry in ("consume", "report", "refund", "reserve", "commit"):
         assert {wire.DECIDED, wire.REPLAYED} <= {reply[0] for reply in replies}
 
 
@@ -112,13 +144,26 @@ def test_every_status_is_seen(sent: workload.Recorder) -> None:
     assert seen == set(STATUS)
 
 
+def test_whoever_opens_a_record_asks_for_holds_that_have_expired(sent: workload.Recorder) -> None:
+    asked = {
+        call.entry
+        for call in sent.calls
+        if isinstance(call.reply, bytes) and call.reply[0] == wire.HOLDS
+    }
+    assert asked == {entry for entry in ENTRIES if header(entry).held} - HOLDERS
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_statuses_have_the_words_that_go_with_them(entry: str) -> None:
     for number, word in re.findall(
-        r"(?:^|[ ,])([0-6]) ([a-z]+)", header(entry).returns.split("(")[0]
+        r"(?:^|[ ,])([0-7]) ([a-z]+)", header(entry).returns.split("(")[0]
     ):
         if entry not in ("apply",) and word not in ("and",):
-            assert word == STATUS[int(number)] or (int(number), word) in ((6, "the"), (6, "there"))
+            assert word == STATUS[int(number)] or (int(number), word) in (
+                (6, "the"),
+                (6, "there"),
+                (4, "conflict"),
+            )
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -131,7 +176,12 @@ def test_what_only_reads_is_marked_in_all_places(entry: str) -> None:
 
 
 def test_only_what_gives_room_may_run_on_a_full_server() -> None:
-    assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {"refund", "forget"}
+    assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {
+        "refund",
+        "commit",
+        "release",
+        "forget",
+    }
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -147,7 +197,7 @@ def test_the_code_asks_for_as_many_arguments_as_the_header_says(entry: str) -> N
         assert count
         assert int(count[1]) == said.most_arguments
     # Every argument is looked at: by number, or by handing all of them on.
-    if "charge.read(keys, args" not in code and not said.repeated:
+    if "read(keys, args" not in code and not said.repeated:
         for position in range(1, said.most_arguments + 1):
             assert f"args[{position}]" in code, f"{entry}: nobody reads argument {position}"
 

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 import redis
 
-from meterd import Bucket, Code, Flag, Plan, Pool, wire
+from meterd import Bucket, Code, Flag, Plan, Pool, Slots, wire
 from meterd.keys import Keyspace
 from meterd.scripts import ENTRIES, LIBRARIES, lua_root
 from meterd.testing import ManualClock
@@ -39,7 +39,7 @@ def test_every_file_stands_in_it() -> None:
 def test_what_entries_write() -> None:
     for name, _, writes in table("entry"):
         said = header(name.strip("`").removesuffix(".lua"))
-        for kind in ("record", "operation id", "meta", "catalog"):
+        for kind in ("record", "operation id", "meta", "catalog", "hold", "end of the hold"):
             if said.entry != "forget":
                 assert (kind in writes) == (kind in said.writes), (name, kind)
         assert (writes == "nothing") == (said.writes == "nothing")
@@ -54,15 +54,17 @@ def test_every_kind_of_key() -> None:
         keys.limiter("login", ("::1",)).keys[0],
         keys.op(path, "id"),
         keys.meta(path),
+        *keys.holds(path, 2),
+        keys.hold_end(path, "id"),
         keys.catalog,
         keys.policies,
         keys.clock,
         keys.private,
     ):
         shape = re.sub(r"\{...\}", "{tag}", key.decode())
-        kept = re.sub(r"(?<=:[slom]:).*", "", shape)
-        assert [s for s in shapes if re.sub(r"(?<=:[slom]:).*", "", s) == kept], shape
-    assert len(shapes) == 8
+        kept = re.sub(r"(?<=:[slomhxe]:).*", "", shape)
+        assert [s for s in shapes if re.sub(r"(?<=:[slomhxe]:).*", "", s) == kept], shape
+    assert len(shapes) == 11
 
 
 def test_every_status_and_code() -> None:
@@ -74,6 +76,7 @@ def test_every_status_and_code() -> None:
         "conflict": wire.CONFLICT,
         "done": wire.DONE,
         "unknown": wire.UNKNOWN,
+        "holds": wire.HOLDS,
     }
     assert {row[1]: int(row[0]) for row in table("status")} == words
     assert {row[1]: int(row[0]) for row in table("code")} == {
@@ -103,13 +106,14 @@ def test_the_sizes_of_states_add_up_and_are_those_of_the_records(
     for name, kind, size, state in table("limit"):
         assert sum(int(n) for n in re.findall(r"\b(\d+)\b", state)) == int(size)
         sizes[name] = int(size)
-        assert int(kind) == len(sizes)
+        assert int(kind) == len(sizes) % 6
     limits = {
         "pool": Pool("x", 5, "day"),
         "fixed": Bucket("x", 5, "1m", algorithm="fixed"),
         "sliding": Bucket("x", 5, "1m"),
         "token": Bucket("x", 5, "1m", algorithm="token"),
         "flag": Flag("x"),
+        "slots": Slots("x", 5),
     }
     assert set(sizes) == set(limits)
     meter = make(
@@ -131,7 +135,7 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     meter.override("a", "b", limit=20, expires="1h")
     rec = client.get(meter._keys.path("a").keys[0])
     (bytes_of,) = ([row[0] for row in table("bytes")],)
-    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ rest"]
+    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ 6 more", "+ rest"]
     version, flags, policy, revision = struct.unpack_from("<BB8sI", rec)
     assert (version, flags, revision) == (1, 2, 1)
     assert client.hexists(meter._keys.policies, policy)
@@ -155,6 +159,29 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
         clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, clock.now_ms, 2,
     ]  # fmt: skip
     assert msgpack.unpackb(rec[77:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
+
+
+def test_a_hold_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
+    clock = ManualClock()
+    limits = [Pool("c", 100, "1h", overage=5, rates={"c": 3, "d": 1}), Slots("jobs", 9)]
+    meter = make([Plan("p", includes=limits, default=True)], clock=clock)
+    meter.override("a", "jobs", limit=7)
+    clock.advance(seconds=7)
+    hold = meter.reserve("a", {"c": 30, "d": 14, "jobs": 2}, ttl=60)
+    meter.reserve("a", "jobs", ttl=90)
+    path = meter._keys.path("a")
+    rec, (held, order) = client.get(path.keys[0]), meter._keys.holds(path, 1)
+    tail = 20 + 46 + 7
+    assert rec[1] == 2 + 8
+    assert int.from_bytes(rec[66:73], "little") == 3
+    assert int.from_bytes(rec[tail : tail + 6], "little") == clock.now_ms + 60_000
+    assert msgpack.unpackb(rec[tail + 6 :]) == {"o": {"jobs": {"l": 7}}}
+    start = clock.now_ms - 7000
+    assert msgpack.unpackb(client.hget(held, hold.id)) == [
+        clock.now_ms + 60_000, ["c", "d", "jobs"], [30, 14, 2], [0, 0, 0],
+        [["c", 1, 0, start, 4, [3, 1, 0]], ["jobs", 0, 0, 0, 0, [0, 0, 1]]],
+    ]  # fmt: skip
+    assert client.zscore(order, hold.id) == clock.now_ms + 60_000
 
 
 @pytest.mark.parametrize("number", ["10^15", "9 * 10^15", "10^12", "2^48 - 1", "-2^53"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from meterd import Bucket, Flag, Meter, Plan, Pool
+from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, wire
 from meterd.errors import MeterdError
+from meterd.testing import ManualClock
 
 ROOTS = ("acme", "globex", "ünïcode", "a%b", "*", "x{y}", "tab\tnew\nline", "nul\x00l")
 
@@ -20,11 +22,20 @@ def plans(*, more: int = 0) -> list[Plan]:
             includes=[
                 Pool("credits", 100 + more, "month", anchor="calendar", tz="America/Santiago"),
                 Bucket("api", 50, "1m", rates={"api": 1, "credits": 1}),
+                Slots("jobs", 4),
                 Flag("sso"),
+                Slots("jobs", 20),
             ],
             default=True,
         ),
-        Plan("pro", includes=[Pool("credits", 1000 + more, "day"), Bucket("api", 500, "1m")]),
+        Plan(
+            "pro",
+            includes=[
+                Pool("credits", 1000 + more, "day"),
+                Bucket("api", 500, "1m"),
+                Slots("jobs", 20),
+            ],
+        ),
         Plan("extra", includes=[Bucket("seats", 9, "1d", algorithm="token")], group="addons"),
     ]
 
@@ -80,13 +91,101 @@ def charge(meter: Meter, root: str) -> None:
         meter.refund(subject, "credits", 1, op=f"b{len(subject)}")
         meter.usage(subject)
     meter.consume(root, "seats", join="extra")
+    for subject in ((root,), (root, "team"), (root, "team", "ana"), (root, "a/b", "%", "d")):
+        reserve(meter, subject)
 
 
-def administer(meter: Meter, root: str) -> None:
+def reserve(meter: Meter, subject: tuple[str, ...]) -> None:
+    """Holds, ended in every way."""
+    hold = meter.reserve(subject, {"jobs": 1, "credits": 2}, op=f"h{len(subject)}/%")
+    other = meter.reserve(subject, "credits")
+    path, spent = meter._keys.path(subject), wire.encode_costs("credits")
+    for act in (
+        lambda: meter.reserve(subject, {"jobs": 1, "credits": 2}, op=hold.id),
+        lambda: meter.reserve(subject, "jobs", op=hold.id),  # taken
+        lambda: meter.reserve(subject, "credits", 10**6),  # refused
+        lambda: meter.usage(subject),
+        lambda: meter._run(meter._holds.tally(path, hold.id, spent, None)),
+        lambda: meter._run(meter._holds.tally(path, hold.id, spent, 5000)),
+        lambda: hold.renew(3600),
+        lambda: hold.commit({"credits": 1}),
+        lambda: hold.commit({"credits": 1}),
+        hold.release,  # it was committed
+        other.release,
+        other.release,
+        lambda: meter.hold(subject, "nobody").commit(),
+        lambda: meter.hold(subject, "nobody").renew(5),
+        lambda: meter.reserve(subject, "jobs"),  # never ended
+    ):
+        with contextlib.suppress(MeterdError):
+            act()
+
+
+def hold(meter: Meter, subject: tuple[str, ...]) -> None:
+    """Every verb that makes, keeps or ends holds."""
+    path, costs = meter._keys.path(subject), {"jobs": 2, "credits": 3}
+    one = meter.reserve(subject, costs)
+    assert one
+    meter.reserve(subject, {"jobs": 1}, ttl=300)
+    meter._run(meter._holds.tally(path, one.id, wire.encode_costs("credits", 1), None))
+    meter._run(meter._holds.tally(path, one.id, wire.encode_costs("credits", 2), 200_000))
+    one.renew(400)
+    meter.usage(subject)
+    for actual in (2, 2, 1):
+        with contextlib.suppress(MeterdError):  # the last one is not what the first one said
+            meter.hold(subject, one.id).commit({"credits": actual, "api": 1})
+    for name in (f"h{len(subject)}", f"i{len(subject)}/%"):
+        for _ in range(2):
+            meter.reserve(subject, costs, op=name)
+        with contextlib.suppress(MeterdError):
+            meter.reserve(subject, "jobs", op=name)  # taken
+    meter.hold(subject, name).commit()
+    for _ in range(2):
+        meter.hold(subject, f"h{len(subject)}").release()
+    meter.hold(subject, "never was").release()
+    assert not meter.reserve(subject, "jobs", 10**6)
+    meter.hold(subject, f"u{len(subject)}").commit({"credits": 1})
+    for unknown in (
+        meter.hold(subject, "none").commit,
+        lambda: meter.hold(subject, "none").renew(5),
+    ):
+        with contextlib.suppress(MeterdError):
+            unknown()
+
+
+def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
+    """Every verb comes upon a hold that has expired."""
+    for verb in (
+        lambda: meter.check(subject, "credits"),
+        lambda: meter.consume(subject, "api"),
+        lambda: meter.report(subject, "credits", 2, op=f"x{len(subject)}"),
+        lambda: meter.refund(subject, "credits"),
+        lambda: meter.usage(subject),
+        lambda: meter.reserve(subject, "jobs"),
+        lambda: meter.hold(subject, "none").release(),
+        lambda: meter.subscribe(subject, "pro"),
+        lambda: meter.subscribe(subject, "pro", op=f"y{len(subject)}"),
+        lambda: meter.unsubscribe(subject, "extra"),
+        lambda: meter.override(subject, "credits", limit=900),
+        lambda: meter.adjust(subject, "credits", used=40),
+    ):
+        for _ in range(2):
+            assert meter.reserve(subject, {"jobs": 1, "api": 1}, ttl=0.001)
+        if clock is None:
+            time.sleep(0.003)
+        else:
+            clock.now_ms += 1
+        verb()
+
+
+def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
     """Every verb that sets something, on a seen subject and on unseen ones."""
     below = (root, "team", "ana")
-    for subject in ((root,), (root, "team"), below):
+    for subject in ((root,), (root, "team"), below, (*below, "d")):
         meter.subscribe(subject, "pro")
+        hold(meter, subject)
+        expire(meter, subject, clock)
+    for subject in ((root,), (root, "team"), below):
         meter.subscribe(subject, "pro", change="reset", op=f"s{len(subject)}")
         meter.subscribe(subject, limits=[Pool("credits", 7), Bucket("own", 1, "1s")])
         meter.override(subject, "credits", limit=9, overage=None)
@@ -99,11 +198,15 @@ def administer(meter: Meter, root: str) -> None:
         with contextlib.suppress(MeterdError):
             meter.adjust(subject, "nonsense", used=1)
     meter.unsubscribe((root, "nobody"), "pro")
+    meter.hold((root, "nobody"), "none").release()
     charge(meter, root)
 
 
-def everything(meter: Meter) -> None:
-    """All of the above for several roots, a limiter, a new catalog, and the end of a subject."""
+def everything(meter: Meter, clock: ManualClock | None = None) -> None:
+    """All of the above for several roots, a limiter, a new catalog, and the end of a subject.
+
+    `clock`: the meter's test clock, if it has one.
+    """
     for root in ROOTS:
         charge(meter, root)
     login = meter.limiter("login", Bucket("ip", 5, "1m"))
@@ -112,7 +215,7 @@ def everything(meter: Meter) -> None:
     login.refund("::1")
     login.check("a/b")
     for root in ROOTS:
-        administer(meter, root)
+        administer(meter, root, clock)
     meter.apply(plans(more=1))
     for root in ROOTS:
         charge(meter, root)

@@ -64,6 +64,13 @@ WRONG: dict[str, list[bytes]] = {
                 *([level, SOME, SOME, SOME] for level in (*NUMBERS.values(), 0, 5, 1.5)),
             )
         ),
+        *(
+            msgpack.packb({"h": held})
+            for held in (
+                1, "1", [], {}, {"a": 1}, [0], [5], [1, 1], [2, 1], [1, 2, 3, 4, 4], ["1"], [[1]],
+                *([number] for number in NUMBERS.values()),
+            )
+        ),
     ],
     "change": [b"", b"KEEP", b"resets", b"prorate", b"keep\x00"],
     "anchor": [*TEXTS, b"9" * 15],
@@ -78,5 +85,7 @@ WRONG: dict[str, list[bytes]] = {
     "used": [b"", *TEXTS, b"none", b"1000000000000001"],
     "field": [b""],
     "catalog": [b""],
+    "hold": [b"", b"x" * 129],
+    "ttl": [b"", *TEXTS, b"0", b"00", b"31622400001", b"9" * 11, b"1" * 12],
 }  # fmt: skip
 FREE = {"value", "expected"}  # any text is one

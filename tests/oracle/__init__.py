@@ -5,7 +5,15 @@ with integer milliseconds come out.
 """
 
 from tests.oracle.decide import ODecision
-from tests.oracle.errors import NoPlan, NotIncluded, OpConflict, OracleError, PolicyError
+from tests.oracle.errors import (
+    NoPlan,
+    NotIncluded,
+    OpConflict,
+    OpNotFound,
+    OracleError,
+    PolicyError,
+)
+from tests.oracle.holding import OHold
 from tests.oracle.limits import OLimit
 from tests.oracle.model import Oracle, OUsage
 
@@ -13,9 +21,11 @@ __all__ = [
     "NoPlan",
     "NotIncluded",
     "ODecision",
+    "OHold",
     "OLimit",
     "OUsage",
     "OpConflict",
+    "OpNotFound",
     "Oracle",
     "OracleError",
     "PolicyError",

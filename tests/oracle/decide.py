@@ -16,7 +16,7 @@ from tests.oracle.requests import Amounts
 
 @dataclass(slots=True)
 class ODecision:
-    """The answer to check, consume, report and refund. `refused` holds entries of `limits`."""
+    """The answer to a call that charges or could. `refused` holds entries of `limits`."""
 
     allowed: bool
     code: str
@@ -104,7 +104,17 @@ def retry_after(hit: Hit, now: int) -> int | None:
     """A refused first sight leaves no record, so no period of its pools ever passes."""
     if hit.view.fresh and hit.spec.kind == "pool":
         return None
+    if hit.spec.kind == "slots":
+        assert hit.view.record is not None
+        return hit.spec.retry_after(hit.state, hit.amount, now, hit.view.record.first_end())
     return hit.spec.retry_after(hit.state, hit.amount, now)
+
+
+def refuse_slots(hits: list[Hit]) -> None:
+    """Slots are for holds alone."""
+    for hit in hits:
+        if hit.spec.kind == "slots":
+            raise PolicyError(f"{hit.spec.name}: slots are taken by a reservation")
 
 
 def check_counters(hits: list[Hit], states: list[Any]) -> None:
@@ -126,6 +136,22 @@ def balance(hits: list[Hit], states: list[Any], amounts: Amounts, now: int) -> i
             if spendable is not None:
                 bounds.append(spendable // factor)
     return min(bounds, default=None) if reached else 0
+
+
+def recorded(
+    hits: list[Hit],
+    moved: list[tuple[Any, int]],
+    fits: list[bool],
+    amounts: Amounts,
+    now: int,
+    op: str | None,
+) -> ODecision:
+    """The answer to a call that never refuses: report, refund, commit."""
+    limits = []
+    for hit, (state, applied), fit in zip(hits, moved, fits, strict=True):
+        limits.append(shown(hit, state, now, applied, fit, None))
+    left = balance(hits, [state for state, _ in moved], amounts, now)
+    return ODecision(True, "OK", left, limits, op=op)
 
 
 def shown(hit: Hit, state: Any, now: int, applied: int, allowed: bool, retry: int | None) -> OLimit:

@@ -15,6 +15,10 @@ class OpConflict(OracleError):
     """The operation id was already used for a different request."""
 
 
+class OpNotFound(OracleError):
+    """No such hold is open."""
+
+
 class NotIncluded(OracleError):
     """A report none of whose cost names reaches anything."""
 

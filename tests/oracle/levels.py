@@ -46,11 +46,9 @@ class Levels:
     def stored(self, path: Path, now: int) -> Record | None:
         """What was last written, unless it has expired."""
         record = self.records.get(path[0], {}).get(path)
-        if record is not None and record.first_sight and self.expire_first_sight:
-            full_at = record.full_at()
-            if full_at is not None and full_at <= now:
-                return None
-        return record
+        if record is None or not record.first_sight or not self.expire_first_sight:
+            return record
+        return None if records.settled(record, now).as_new(now) else record
 
     def views(self, path: Path, join: str | None, now: int) -> list[View]:
         if join is not None:
@@ -70,7 +68,7 @@ class Levels:
             made = records.fresh(plans, base, self.catalog.revision, now)
             made.first_sight = True
             return View(path, made, changed=True, fresh=True)
-        record = records.without_expired(stored, now)
+        record = records.settled(stored, now)
         outdated = record.revision != self.catalog.revision
         plans = record.plans
         if len(path) == 1:
@@ -108,7 +106,7 @@ class Levels:
             plans = self.joined(plans, None)
         if stored is None:
             return records.fresh({}, {}, self.catalog.revision, now), plans
-        return records.without_expired(stored, now), plans
+        return records.settled(stored, now), plans
 
     def rewrite(
         self, path: Path, record: Record, plans: dict[str, Any], now: int, **options: Any

@@ -7,73 +7,45 @@ that raises or refuses has changed nothing. All instants are integer millisecond
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from tests.oracle.core import planned
 from tests.oracle.decide import (
     Hit,
     ODecision,
-    balance,
     check_counters,
     decide,
     hits_of,
+    recorded,
+    refuse_slots,
     retry_after,
     shown,
 )
-from tests.oracle.errors import NoPlan, NotIncluded, OpConflict, PolicyError
-from tests.oracle.levels import Levels, View
+from tests.oracle.errors import PolicyError
+from tests.oracle.holding import Holding, OHold, open_holds
 from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
-from tests.oracle.plans import Catalog, check_override, merge
-from tests.oracle.records import Override, Record
-from tests.oracle.requests import (
-    Amounts,
-    Costs,
-    Path,
-    Subject,
-    amounts_of,
-    check_amount,
-    check_op,
-    path_of,
-)
-
-DAY_MS = 86_400_000
+from tests.oracle.plans import check_override, merge
+from tests.oracle.records import Override
+from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
 
 
 @dataclass(slots=True)
 class OUsage:
-    """Every limit of every level, root first; `plans`: per level {group: plan id}, or None."""
+    """Every limit of every level, root first; `plans`: per level {group: plan id}, or None.
+
+    `holds`: per level those that are open, the soonest to expire first.
+    """
 
     limits: list[OLimit]
     plans: list[dict[str, str] | None]
+    holds: list[list[OHold]]
 
 
-class Oracle:
-    """`now_ms` defaults to `clock_ms`: `start_ms` at first, moved only by whoever uses the model.
-
-    `expire_first_sight`: whether records made by first sight that hold only buckets are gone once
-    all of these are full again.
-    """
-
-    def __init__(
-        self,
-        plans: Iterable[Any] = (),
-        *,
-        start_ms: int = 0,
-        op_retention_ms: int = DAY_MS,
-        expire_first_sight: bool = True,
-    ) -> None:
-        self.clock_ms = start_ms
-        self.op_retention_ms = op_retention_ms
-        self.catalog = Catalog()
-        self.levels = Levels(self.catalog, expire_first_sight)
-        self.operations: dict[str, dict[str, tuple[Any, ODecision, int]]] = {}
-        self.limiter_records: dict[str, dict[Path, Record]] = {}
-        self.catalog.apply(plans, ())
-
-    def _now(self, path: Path, now_ms: int | None) -> int:
-        return self.levels.now(path, self.clock_ms if now_ms is None else now_ms)
+class Oracle(Holding):
+    """Everything that the engine does; `Core` says what it is made of."""
 
     # -- charging --------------------------------------------------------------------------------
 
@@ -94,8 +66,9 @@ class Oracle:
             return first
         views = self.levels.views(path, join, now)
         decision, hits, after = decide(views, amounts, now, op)
+        refuse_slots(hits)
         if decision.allowed:
-            self._commit(views, hits, after, now)
+            self._write(views, hits, after, now)
             self._remember(path, op, request, decision, now)
         return decision
 
@@ -129,15 +102,13 @@ class Oracle:
             return first
         views = self.levels.views(path, join, now)
         hits, _ = hits_of(views, amounts, now)
-        if not any(view.record and view.record.plans for view in views):
-            raise NoPlan(subject)
-        if not hits:
-            raise NotIncluded(sorted(amounts))
+        self._reached(subject, views, hits, amounts)
+        refuse_slots(hits)
         moved = [hit.spec.report(hit.state, hit.amount, now) for hit in hits]
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
-        decision = _applied(hits, moved, fits, amounts, now, op)
-        self._commit(views, hits, [state for state, _ in moved], now)
+        decision = recorded(hits, moved, fits, amounts, now, op)
+        self._write(views, hits, [state for state, _ in moved], now)
         self._remember(path, op, request, decision, now)
         return decision
 
@@ -157,12 +128,13 @@ class Oracle:
             return first
         views = self.levels.views(path, None, now)
         hits, _ = hits_of(views, amounts, now)
+        refuse_slots(hits)
         if not hits:
-            planned = any(view.record and view.record.plans for view in views)
-            return ODecision(False, "NOT_INCLUDED" if planned else "NO_PLAN", 0, op=op)
+            code = "NOT_INCLUDED" if planned(views) else "NO_PLAN"
+            return ODecision(False, code, 0, op=op)
         moved = [hit.spec.refund(hit.state, hit.amount, now) for hit in hits]
-        decision = _applied(hits, moved, [True] * len(hits), amounts, now, op)
-        self._commit(views, hits, [state for state, _ in moved], now, root=False)
+        decision = recorded(hits, moved, [True] * len(hits), amounts, now, op)
+        self._write(views, hits, [state for state, _ in moved], now, root=False)
         self._remember(path, op, request, decision, now)
         return decision
 
@@ -173,18 +145,21 @@ class Oracle:
         now = self._now(path, now_ms)
         limits: list[OLimit] = []
         plans: list[dict[str, str] | None] = []
+        holds: list[list[OHold]] = []
         for view in self.levels.views(path, join, now):
             record = view.record
+            holds.append([])
             if record is None:
                 plans.append(None)
                 continue
             plans.append({group: _id_of(plan) for group, plan in record.plans.items()})
+            holds[-1] = open_holds(record)
             for name, spec in record.specs.items():
                 hit = Hit(view, spec, record.state(name, now), 1)
                 fit = spec.fits(hit.state, 1, now)
                 retry = None if fit else retry_after(hit, now)
                 limits.append(shown(hit, hit.state, now, 0, fit, retry))
-        return OUsage(limits, plans)
+        return OUsage(limits, plans, holds)
 
     def limiter(self, name: str, *limits: Any) -> OLimiter:
         """Plain rate limiting beside the catalog."""
@@ -296,7 +271,9 @@ class Oracle:
         now = self._now(path, now_ms)
         view = self.levels.view(path, None, now)
         record = view.record
-        if record is None or name not in record.specs or record.specs[name].kind == "flag":
+        if record is None or name not in record.specs:
+            raise PolicyError(f"no limit {name!r}")
+        if record.specs[name].kind in ("flag", "slots"):
             raise PolicyError(f"no pool or bucket {name!r}")
         spec = record.specs[name]
         state = spec.adjust(record.state(name, now), used, now)
@@ -305,64 +282,13 @@ class Oracle:
         return shown(Hit(view, spec, state, 0), state, now, 0, True, None)
 
     def forget(self, subject: Subject) -> None:
-        """Everything at and below; with the root, its operation ids too."""
+        """Everything at and below; with the root, its operation ids and ended holds too."""
         path = path_of(subject)
         self.levels.forget(path)
         if len(path) == 1:
             self.operations.pop(path[0], None)
-
-    # -- writing ---------------------------------------------------------------------------------
-
-    def _commit(
-        self, views: list[View], hits: list[Hit], after: list[Any], now: int, *, root: bool = True
-    ) -> None:
-        """Write what a charge changed, and (`root`) every level that is new or brought up."""
-        touched = {view.path for view in views if root and view.changed}
-        touched |= {h.view.path for h, new in zip(hits, after, strict=True) if new != h.state}
-        for hit, state in zip(hits, after, strict=True):
-            if hit.view.path in touched:
-                assert hit.view.record is not None
-                hit.view.record.states[hit.spec.name] = state
-        for view in views:
-            if view.path in touched:
-                assert view.record is not None
-                self.levels.store(view.path, view.record, now)
-
-    def _replayed(self, path: Path, op: str | None, request: Any, now: int) -> ODecision | None:
-        """The first answer to the same request under this operation id, if there is one."""
-        if op is None:
-            return None
-        check_op(op)
-        known = self.operations.get(path[0], {}).get(op)
-        if known is None or known[2] + self.op_retention_ms <= now:
-            return None
-        first, answer, _ = known
-        if first != request:
-            raise OpConflict(op)
-        return replace(answer, replayed=True)
-
-    def _remember(
-        self, path: Path, op: str | None, request: Any, answer: ODecision, now: int
-    ) -> None:
-        if op is not None:
-            self.operations.setdefault(path[0], {})[op] = (request, answer, now)
+            self.ends.pop(path[0], None)
 
 
 def _id_of(plan: Any) -> str:
     return plan if isinstance(plan, str) else str(plan.id)
-
-
-def _applied(
-    hits: list[Hit],
-    moved: list[tuple[Any, int]],
-    fits: list[bool],
-    amounts: Amounts,
-    now: int,
-    op: str | None,
-) -> ODecision:
-    """The answer to a call that never refuses: report, refund."""
-    limits = []
-    for hit, (state, applied), fit in zip(hits, moved, fits, strict=True):
-        limits.append(shown(hit, state, now, applied, fit, None))
-    left = balance(hits, [state for state, _ in moved], amounts, now)
-    return ODecision(True, "OK", left, limits, op=op)

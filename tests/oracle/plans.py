@@ -16,6 +16,7 @@ from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec
 from tests.oracle.calendar import UNITS, to_ms
 from tests.oracle.errors import PolicyError
 from tests.oracle.limits import FlagSpec, PoolSpec
+from tests.oracle.slots import SlotsSpec
 
 Specs = dict[str, Any]
 ALGORITHMS = {"fixed": FixedSpec, "sliding": SlidingSpec, "token": TokenSpec}
@@ -33,10 +34,12 @@ def duration_ms(value: str | timedelta) -> int:
 
 
 def spec_of(limit: Any) -> Any:
-    """The spec of one `Pool`, `Bucket` or `Flag`."""
+    """The spec of one `Pool`, `Bucket`, `Slots` or `Flag`."""
     if not hasattr(limit, "limit"):
         return FlagSpec(limit.name)
     rates = tuple(sorted((limit.rates or {limit.name: 1}).items()))
+    if limit.kind == "slots":
+        return SlotsSpec(limit.name, limit.limit, rates)
     if hasattr(limit, "per"):
         return ALGORITHMS[limit.algorithm](
             name=limit.name,
@@ -77,6 +80,8 @@ def added(a: Any, b: Any) -> Any:
             "limit": None if a.limit is None or b.limit is None else a.limit + b.limit,
             "overage": None if a.overage is None or b.overage is None else a.overage + b.overage,
         }
+    elif isinstance(a, SlotsSpec) and isinstance(b, SlotsSpec):
+        sums = {"limit": a.limit + b.limit}
     elif type(a) is type(b) and not isinstance(a, FlagSpec | PoolSpec):
         burst = None if a.burst is None and b.burst is None else a.size + b.size
         sums = {"limit": a.limit + b.limit, "burst": burst}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.oracle.buckets import SlidingSpec
+from tests.oracle.holds import Hold, given_back, kept
 from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import Specs, overridden
+from tests.oracle.requests import Amounts
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Record:
 
     `plans` maps a group to a plan's id, or to the private plan itself. `states` may lie behind
     (nothing was written since), never ahead. `first_sight`: nobody ever set anything here.
+    `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew.
     """
 
     revision: int
@@ -32,25 +36,33 @@ class Record:
     seen: int
     overrides: dict[str, Override] = field(default_factory=dict)
     first_sight: bool = False
+    holds: dict[str, Hold] = field(default_factory=dict)
+    incarnations: dict[str, int] = field(default_factory=dict)
 
     def state(self, name: str, now: int) -> Any:
         """The limit's state, brought to now."""
         return self.specs[name].bring(self.states[name], now)
 
-    def full_at(self) -> int | None:
-        """When a record that first sight made, of buckets only, is as good as new; None: never."""
-        if not self.first_sight:
-            return None
-        latest = self.seen
+    def incarnation(self, name: str) -> int:
+        return self.incarnations.get(name, 0)
+
+    def first_end(self) -> int | None:
+        """When the first of the open holds expires."""
+        return min((hold.expires for hold in self.holds.values()), default=None)
+
+    def as_new(self, now: int) -> bool:
+        """Whether nothing is left at `now` of a record that first sight made, of buckets only.
+
+        The record has been settled to `now`.
+        """
+        if not self.first_sight or self.holds:
+            return False
         for name, spec in self.specs.items():
-            if spec.kind == "pool":
-                return None
-            if spec.kind == "bucket":
-                full = spec.full_at(self.state(name, self.seen), self.seen)
-                if full is None:
-                    return None
-                latest = max(latest, full)
-        return latest
+            if spec.kind in ("pool", "slots"):
+                return False
+            if spec.kind == "bucket" and spec.full_at(self.state(name, now), now) != now:
+                return False
+        return True
 
 
 def fresh(plans: dict[str, Any], base: Specs, revision: int, now: int) -> Record:
@@ -67,29 +79,70 @@ def with_overrides(base: Specs, overrides: Mapping[str, Override]) -> Specs:
     return specs
 
 
-def without_expired(record: Record, now: int) -> Record:
-    """The record after the overrides that have ended, each of them at its own instant."""
-    due = {n: o for n, o in record.overrides.items() if o.expires is not None and o.expires <= now}
-    if not due:
-        return record
-    overrides = {name: o for name, o in record.overrides.items() if name not in due}
-    specs, states = dict(record.specs), dict(record.states)
-    for name, override in due.items():
-        if name in specs:
-            assert override.expires is not None
-            state = record.state(name, override.expires)
-            specs[name] = record.base[name]
-            states[name] = specs[name].convert(record.specs[name], state, override.expires)
-    return Record(
-        record.revision,
-        record.plans,
-        record.base,
-        specs,
-        states,
-        record.seen,
-        overrides,
-        record.first_sight,
+def copy_of(record: Record) -> Record:
+    """One that can be changed without the other."""
+    return replace(
+        record,
+        specs=dict(record.specs),
+        states=dict(record.states),
+        overrides=dict(record.overrides),
+        holds=dict(record.holds),
+        incarnations=dict(record.incarnations),
     )
+
+
+def settled(record: Record, now: int) -> Record:
+    """The record after the overrides and holds that have ended, each at its own instant.
+
+    They end in the order of time; at one instant overrides first, then holds by the bytes of
+    their ids.
+    """
+    ends: list[tuple[int, int, bytes, str]] = []
+    for name, override in record.overrides.items():
+        if override.expires is not None and override.expires <= now:
+            ends.append((override.expires, 0, name.encode(), name))
+    for hold_id, hold in record.holds.items():
+        if hold.expires <= now:
+            ends.append((hold.expires, 1, hold_id.encode(), hold_id))
+    if not ends:
+        return record
+    record = copy_of(record)
+    for at, is_hold, _, key in sorted(ends):
+        if is_hold:
+            end_hold(record, key, record.holds[key].tallied, at)
+        else:
+            end_override(record, key, at)
+    return record
+
+
+def end_override(record: Record, name: str, at: int) -> None:
+    """Takes the override off at that instant."""
+    del record.overrides[name]
+    if name in record.specs:
+        old, new = record.specs[name], record.base[name]
+        record.states[name] = new.convert(old, record.state(name, at), at)
+        record.specs[name] = new
+        if restarts(old, new):
+            record.incarnations[name] = record.incarnation(name) + 1
+
+
+def end_hold(record: Record, hold_id: str, used: Amounts, at: int) -> None:
+    """Gives back at that instant what the hold has beyond `used`, to where it came from."""
+    hold = record.holds.pop(hold_id)
+    for name, part in hold.parts.items():
+        if name in record.specs and part.incarnation == record.incarnation(name):
+            spec = record.specs[name]
+            keep = kept(spec, part, used)
+            record.states[name] = given_back(spec, record.state(name, at), part, keep, at)
+
+
+def restarts(old: Any, new: Any) -> bool:
+    """Whether a limit's state begins anew when its definition goes from one to the other."""
+    if type(old) is not type(new):
+        return True
+    if isinstance(new, SlidingSpec):
+        return (old.per_ms, old.tick_ms) != (new.per_ms, new.tick_ms)
+    return False
 
 
 def converted(
@@ -110,6 +163,12 @@ def converted(
     """
     specs = with_overrides(base, overrides)
     states: dict[str, Any] = {}
+    incarnations = dict(record.incarnations)
+    for name, old in record.specs.items():
+        spec = specs.get(name)
+        closed = reset and name in own and isinstance(spec, PoolSpec)
+        if spec is None or closed or restarts(old, spec):
+            incarnations[name] = record.incarnation(name) + 1
     for name, spec in specs.items():
         own_anchor_ms = anchor_ms if name in own else None
         anchor = now if own_anchor_ms is None else own_anchor_ms
@@ -127,4 +186,15 @@ def converted(
             if own_anchor_ms is not None:
                 state = spec.re_anchor(state, own_anchor_ms, now)
             states[name] = state
-    return Record(revision, plans, base, specs, states, record.seen, overrides, record.first_sight)
+    return Record(
+        revision,
+        plans,
+        base,
+        specs,
+        states,
+        record.seen,
+        overrides,
+        record.first_sight,
+        dict(record.holds),
+        incarnations,
+    )

@@ -16,6 +16,7 @@ from meterd import Bucket, Flag, Meter, Plan, Pool, errors
 from meterd.testing import ManualClock
 from tests.oracle import errors as oracle_errors
 from tests.oracle.model import Oracle
+from tests.property.machine_holds import HoldSteps, holds_fields, random_slots
 
 START_MS = 1_709_000_000_000  # 2024-02-27
 ZONES = (
@@ -62,7 +63,7 @@ def rng_datetime(rng: random.Random) -> Any:
 def random_rates(rng: random.Random, name: str) -> dict[str, int] | None:
     if rng.random() < 0.6:
         return None
-    names = rng.sample(COSTS[:6], rng.randint(1, 3))
+    names = rng.sample((*COSTS[:6], "jobs"), rng.randint(1, 3))
     return {cost: rng.choice((1, 1, 2, 3, 10)) for cost in names}
 
 
@@ -87,6 +88,7 @@ def random_limits(rng: random.Random) -> list[Any]:
     limits += [random_bucket(rng, name) for name in ("api", "burst", "login") if rng.random() < 0.5]
     if rng.random() < 0.4:
         limits.append(Flag("sso"))
+    limits += random_slots(rng)
     rng.shuffle(limits)
     return limits
 
@@ -111,6 +113,7 @@ def random_plans(rng: random.Random) -> list[Plan]:
 _ERRORS: dict[type[Exception], type[Exception]] = {
     oracle_errors.PolicyError: errors.PolicyError,
     oracle_errors.OpConflict: errors.OpConflict,
+    oracle_errors.OpNotFound: errors.OpNotFound,
     oracle_errors.NotIncluded: errors.NotIncluded,
     oracle_errors.NoPlan: errors.NoPlan,
 }
@@ -173,7 +176,7 @@ def model_limit(limit: Any) -> dict[str, Any]:
     return {"subject": tuple(limit.subject), **{name: getattr(limit, name) for name in names}}
 
 
-class Machine:
+class Machine(HoldSteps):
     """One store and one model, fed the same calls."""
 
     def __init__(self, rng: random.Random, make: Callable[[Any, list[Plan]], Meter]) -> None:
@@ -183,6 +186,7 @@ class Machine:
         self.log: list[str] = [f"plans={plans}"]
         self.oracle = Oracle(plans, start_ms=self.clock.now_ms, expire_first_sight=False)
         self.meter = make(self.clock, plans)
+        self.made = []
         self.limiter = (
             [random_bucket(rng, "ip"), random_bucket(rng, "all")] if rng.random() < 0.5 else []
         )
@@ -193,17 +197,20 @@ class Machine:
     def both(self, what: str, model: Callable[[], Any], engine: Callable[[], Any]) -> None:
         """Runs both; same error, or same answer in every field."""
         self.log.append(f"@{self.clock.now_ms} {what}")
+        actual = failure = None
+        try:
+            actual = engine()
+        except errors.MeterdError as error:
+            failure = error
         expected: Any
         try:
             expected = model()
         except oracle_errors.OracleError as error:
             expected = error
-        try:
-            actual = engine()
-        except errors.MeterdError as error:
-            if type(error) is _ERRORS.get(type(expected)):
+        if failure is not None:
+            if type(failure) is _ERRORS.get(type(expected)):
                 return
-            raise AssertionError(f"{what}: expected {expected!r}\n{self.story()}") from error
+            raise AssertionError(f"{what}: expected {expected!r}\n{self.story()}") from failure
         if isinstance(expected, Exception):
             raise AssertionError(f"{what}: {actual!r}, expected {expected!r}\n{self.story()}")
         if hasattr(expected, "code"):
@@ -211,6 +218,12 @@ class Machine:
         elif hasattr(expected, "plans"):
             left = {"limits": [model_limit(limit) for limit in expected.limits]}
             right = {"limits": [limit_fields(state) for state in actual.limits]}
+            if self.holding:
+                known = zip(expected.holds, expected.plans, strict=True)
+                left["holds"] = holds_fields(
+                    [held[:100] for held, plans in known if plans is not None]
+                )
+                right["holds"] = holds_fields([level.holds for level in actual.levels])
         else:
             return
         if left != right:
@@ -236,7 +249,9 @@ class Machine:
         now = self.clock.now_ms
         subject = rng.choice(SUBJECTS)
         roll = rng.random()
-        if roll < 0.72:
+        if self.holding and rng.random() < 0.35:
+            self.hold_step(subject, now)
+        elif roll < 0.72:
             self.charge(subject, now)
         elif roll < 0.78:
             self.both(
@@ -314,7 +329,7 @@ class Machine:
 
     def override(self, subject: Any, now: int) -> None:
         rng = self.rng
-        name = rng.choice(("credits", "tokens", "api", "burst", "login"))
+        name = rng.choice(("credits", "tokens", "api", "burst", "login", "jobs"))
         options: dict[str, Any] = {}
         fields: dict[str, Any] = {}
         if rng.random() < 0.2:
@@ -339,7 +354,7 @@ class Machine:
         )
 
     def adjust(self, subject: Any, now: int) -> None:
-        name, used = self.rng.choice(COSTS), self.rng.choice(AMOUNTS)
+        name, used = self.rng.choice((*COSTS, "jobs")), self.rng.choice(AMOUNTS)
         self.both(
             f"adjust {subject} {name} {used}",
             lambda: (self.oracle.adjust(subject, name, used=used, now_ms=now), None)[1],

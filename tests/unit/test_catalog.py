@@ -12,7 +12,7 @@ from meterd.catalog import (
     validate_catalog,
 )
 from meterd.errors import PolicyError
-from meterd.policy import Bucket, Flag, Limit, Plan, Pool
+from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Slots
 
 
 def base(*limits: Limit) -> Plan:
@@ -47,6 +47,8 @@ MERGED: list[tuple[Limit, Limit, Limit]] = [
     (token(1, 10), token(2, 20), token(3, 30)),
     (token(1, 0), token(2, None), token(3, 2)),
     (Flag("a"), Flag("a"), Flag("a")),
+    (Slots("a", 2), Slots("a", 0, rates={"a": 1}), Slots("a", 2)),
+    (Slots("a", 2, rates={"b": 3}), Slots("a", 5, rates={"b": 3}), Slots("a", 7, rates={"b": 3})),
     (Pool("a", 10**15), Pool("a", 0), Pool("a", 10**15)),
 ]
 
@@ -59,6 +61,9 @@ def test_plans_add_up(one: Limit, two: Limit, both: Limit) -> None:
 UNMERGED: list[tuple[Limit, Limit, str]] = [
     (Pool("a", 1), Bucket("a", 1, "1m"), "'pro' has a pool and 'boost' a bucket"),
     (Pool("a", 1), Flag("a"), "'pro' has a pool and 'boost' a flag"),
+    (Slots("a", 1), Bucket("a", 1, "1m"), "'pro' has a slots and 'boost' a bucket"),
+    (Slots("a", 1), Slots("a", 1, rates={"b": 1}), "rates: 'pro' has None, 'boost' has"),
+    (Slots("a", 10**12), Slots("a", 1), "add up: slots 'a': limit"),
     (Pool("a", 1), Pool("a", 1, "day"), "reset: 'pro' has None, 'boost' has 'day'"),
     (Pool("a", 1, "day"), Pool("a", 1, "24h"), "reset"),
     (Pool("a", 1, "month", anchor=1), Pool("a", 1, "month", anchor=2), "anchor"),

@@ -19,7 +19,7 @@ from meterd.catalog import (
     plan_to_dict,
 )
 from meterd.errors import PolicyError
-from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Price
+from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Price, Slots
 
 T0 = datetime(2024, 1, 31, tzinfo=UTC)
 
@@ -85,9 +85,11 @@ def buckets(draw: st.DrawFn, name: str) -> Bucket:
 def plans(draw: st.DrawFn) -> Plan:
     limits: list[Limit] = []
     for name in draw(st.lists(names, unique=True, max_size=5)):
-        kind = draw(st.sampled_from(["pool", "bucket", "flag"]))
+        kind = draw(st.sampled_from(["pool", "bucket", "slots", "flag"]))
         if kind == "flag":
             limits.append(Flag(name))
+        elif kind == "slots":
+            limits.append(Slots(name, draw(st.integers(0, 10**12)), rates=draw(rates)))
         elif kind == "pool":
             limits.append(draw(pools(name)))
         else:
@@ -197,7 +199,7 @@ def test_plans_that_mean_the_same_are_the_same(one: Limit, two: Limit) -> None:
         ({"gruop": "x"}, "did you mean 'group'"),
         ({"includes": None}, "a list of limits"),
         ({"includes": [5]}, "a mapping"),
-        ({"includes": [{"kind": "slots", "name": "a"}]}, "limit 'a': kind: got 'slots'.*newer"),
+        ({"includes": [{"kind": "queue", "name": "a"}]}, "limit 'a': kind: got 'queue'.*newer"),
         ({"includes": [{"name": "a"}]}, "kind: got None"),
         ({"includes": [{"kind": "pool", "name": "a"}]}, "plan 'p': pool 'a': limit is missing"),
         ({"includes": [{"kind": "pool", "name": "a", "limit": -1}]}, "plan 'p': pool 'a': limit"),

@@ -14,7 +14,7 @@ from meterd.catalog_toml import (
     load_toml,
 )
 from meterd.errors import PolicyError
-from meterd.policy import Bucket, Flag, Plan, Pool, Price
+from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
 
 T0 = datetime(2024, 1, 31, tzinfo=UTC)
 
@@ -67,6 +67,10 @@ tokens = 1
 [plans.pro.pools.seats]
 limit = "unlimited"
 
+[plans.pro.slots.jobs]
+limit = 10
+rates = { job = 1, big-job = 4 }
+
 [plans."extra.1"]
 group = "addons"
 """
@@ -95,6 +99,7 @@ PLANS = [
             ),
             Pool("seats", None),
             Bucket("api", 600, "1m", algorithm="token", burst=1000),
+            Slots("jobs", 10, rates={"job": 1, "big-job": 4}),
             Flag("sso"),
             Flag("export"),
         ],
@@ -193,7 +198,11 @@ BAD_TOML = [
     ("plans = 5", r"^plans: got 5; allowed: a table"),
     ("plans.pro = 5", r"^plans\.pro: got 5; allowed: a table"),
     ("[plans.pro]\npool = 1", r"^plans\.pro\.pool: unknown key.*mean 'pools'"),
-    ("[plans.pro.slots.jobs]\nlimit = 5", r"^plans\.pro\.slots: slots are not supported in this"),
+    (
+        "[plans.pro.slots.jobs]\nlimit = -5",
+        r"^plans\.pro\.slots\.jobs: slots 'jobs': limit",
+    ),
+    ("[plans.pro.slots.jobs]\nper = '1m'", r"^plans\.pro\.slots\.jobs\.per: unknown key"),
     ("[plans.pro.pools]\nx = 5", r"^plans\.pro\.pools\.x: got 5; allowed: a table"),
     ("[plans.pro.pools.x]", r"^plans\.pro\.pools\.x\.limit is missing"),
     ("[plans.pro.pools.x]\nlimt = 5", r"^plans\.pro\.pools\.x\.limt: unknown.*mean 'limit'"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from meterd.errors import MeterdError, PolicyError
-from meterd.policy import Bucket, Flag, Plan, Pool, Price
+from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
 from meterd.policy_checks import FrozenMap
 
 T0 = datetime(2024, 1, 31, tzinfo=UTC)
@@ -35,6 +35,10 @@ def bucket(**fields: Any) -> Bucket:
     return Bucket(**{"name": "api", "limit": 100, "per": "1m", **fields})
 
 
+def slots(**fields: Any) -> Slots:
+    return Slots(**{"name": "jobs", "limit": 10, **fields})
+
+
 def plan(**fields: Any) -> Plan:
     return Plan(**{"id": "pro", "includes": [], **fields})
 
@@ -50,6 +54,8 @@ def flag(**fields: Any) -> Flag:
 Maker = Callable[..., Any]
 
 ACCEPTED: list[tuple[Maker, dict[str, Any]]] = [
+    *[(slots, {"limit": value}) for value in (0, 10**12)],
+    (slots, {"rates": {"job": 1, "big-job": 4}}),
     (pool, {"limit": 0}),
     (pool, {"limit": 10**15}),
     (pool, {"limit": None}),
@@ -104,6 +110,10 @@ REFUSED: list[tuple[Maker, str, Any, dict[str, Any], str]] = [
     *[(pool, "name", value, {}, "1 to 64") for value in NAMES],
     *[(bucket, "name", value, {}, "1 to 64") for value in NAMES],
     *[(flag, "name", value, {}, "1 to 64") for value in NAMES],
+    *[(slots, "name", value, {}, "1 to 64") for value in NAMES],
+    *[(slots, "limit", v, {}, r"0 to 10\*\*12$") for v in (*COUNTS, None, 10**12 + 1)],
+    *[(slots, "rates", v, {}, "1 to 64") for v in NO_RATES],
+    (slots, "rates", {"a": 0}, {}, "from 1 to"),
     *[(pool, "limit", value, {}, r"10\*\*15, or None \(unlimited\)") for value in COUNTS],
     (pool, "limit", 10**15 + 1, {}, r"10\*\*15"),
     *[(pool, "reset", v, {}, "month") for v in ("monthly", "", "never", "Month", 30, True, b"day")],
@@ -162,9 +172,9 @@ REFUSED: list[tuple[Maker, str, Any, dict[str, Any], str]] = [
     *[(plan, "name", v, {}, "printable") for v in ("", "a\n", "x" * 201, 5)],
     *[(plan, "default", v, {}, "True or False") for v in (1, 0, None, "true")],
     *[(plan, "price", v, {}, "a Price") for v in (5, {"amount": 5})],
-    *[(plan, "includes", v, {}, "Pool, Bucket and Flag") for v in NO_LIMITS],
-    (plan, "includes", Flag("a"), {}, "Pool, Bucket and Flag"),
-    (plan, "includes", [Flag("a"), None], {}, "Pool, Bucket and Flag"),
+    *[(plan, "includes", v, {}, "Pool, Bucket, Slots and Flag") for v in NO_LIMITS],
+    (plan, "includes", Flag("a"), {}, "Pool, Bucket, Slots and Flag"),
+    (plan, "includes", [Flag("a"), None], {}, "Pool, Bucket, Slots and Flag"),
     (plan, "includes", [Flag("a"), Flag("a")], {}, "'a' is given twice"),
     (plan, "includes", [Flag("a"), Pool("a", 1)], {}, "flag and pool"),
     (plan, "includes", [Flag(f"f{n}") for n in range(65)], {}, "at most 64"),
@@ -201,10 +211,9 @@ def test_refused(make: Maker, field: str, value: Any, more: dict[str, Any], says
     with pytest.raises(PolicyError, match=says) as caught:
         make(**{**more, field: value})
     message = str(caught.value)
-    owner = {pool: "pool", bucket: "bucket", flag: "flag", price: "price", plan: "plan"}[make]
-    quoted = {pool: " 'credits'", bucket: " 'api'", plan: " 'pro'"}.get(make, "")
+    quoted = {pool: " 'credits'", bucket: " 'api'", slots: " 'jobs'", plan: " 'pro'"}.get(make, "")
     own_name = quoted if field not in ("name", "id") or (make, field) == (plan, "name") else ""
-    assert message.startswith(f"{owner}{own_name}: {field}")
+    assert message.startswith(f"{make.__name__}{own_name}: {field}")
     assert len(message) < 400
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, MeterdError)
@@ -218,6 +227,7 @@ def test_refused(make: Maker, field: str, value: Any, more: dict[str, Any], says
         lambda: Plan("a", [Flag("b")]),  # type: ignore[call-arg]
         lambda: Pool("a"),  # type: ignore[call-arg]
         lambda: Bucket("a", 1),  # type: ignore[call-arg]
+        lambda: Slots("a", 1, {"b": 1}),  # type: ignore[misc]
         lambda: Plan("a"),  # type: ignore[call-arg]
         lambda: Pool("a", 1, limits=5),  # type: ignore[call-arg]
     ],
@@ -240,7 +250,7 @@ def test_defaults() -> None:
     assert Price(5) == Price(5, "usd", "month")
 
 
-@pytest.mark.parametrize("made", [pool(), bucket(), plan(), price(), Flag("a")])
+@pytest.mark.parametrize("made", [pool(), bucket(), slots(), plan(), price(), Flag("a")])
 def test_frozen_and_slotted(made: Any) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, dataclasses.fields(made)[0].name, "other")

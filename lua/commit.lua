@@ -1,0 +1,54 @@
+--- commit: end a hold: what was used of it stays charged, what is missing is charged, the rest goes back.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       n + 1  end of the hold, kept like an operation id
+--       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
+-- ARGV  1 now       as consume
+--       2 context   as consume
+--       3 costs     names of what was used; names that are missing are as held; empty: all of them
+--       4 amounts   as consume; empty with 3
+--       5 op        as consume; empty: nothing is kept of it, and of a hold that is over nothing is charged
+--       6 extra     as consume; names every level in h
+--       7 hold      its id
+-- RETURNS as report; besides
+--       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
+-- WRITES the records, their holds, and the end of the hold
+-- @needs base take calendar pool bucket slots policy request hold record store op charge finish
+-- @flags allow-oom
+local function commit(keys, args)
+  if #args ~= 7 then
+    bad("commit takes 7 arguments")
+  end
+  local names, text = {}, args[3]
+  if text ~= "" then
+    names = split_names(text)
+    if charge.amounts(args[4]) ~= #names then
+      bad("amounts: one per cost name")
+    end
+  elseif args[4] ~= "" then
+    bad("amounts: one per cost name")
+  end
+  local id = finish.id(args[7])
+  local count, now, end_key, entries, any = finish.read(keys, args, id)
+  if not count then
+    return now
+  end
+  local kept
+  if any then
+    kept, text = finish.split(any, names)
+    finish.settle(count, id, entries, kept, now)
+  elseif text == "" or args[5] == "" then
+    return STATUS_UNKNOWN
+  end
+  local total, code = charge.decide(count, text, #split_names(text), now, "leave")
+  if total == 0 and not any then
+    return charge.answer(count, now, code, false)
+  end
+  charge.apply(total, now, true)
+  charge.slices(count, now)
+  if any then
+    finish.add_kept(count, entries, kept)
+  end
+  local answer = charge.answer(count, now, OK, true)
+  charge.commit(count, now, args, end_key, answer)
+  return answer
+end

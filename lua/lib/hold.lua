@@ -1,0 +1,219 @@
+-- Holds: what a reservation has charged, kept until it is committed, released or its time is over.
+--
+-- Two keys per record: a hash, id -> entry, and a sorted set of the ids by expiry in ms. The record knows
+-- the earliest of these (`due`), so that a call compares one number. An entry is msgpack
+--   {expiry, {cost names}, {amounts}, {tallied}, parts}
+-- and a part {limit, kind, gen, mark, over, {factors}} is what the hold charged to one limit: amounts times
+-- factors, in the period or window `mark`; `over`: how much of it went over; `gen`: see record.lua. What was
+-- tallied stays charged whatever becomes of the hold.
+--
+-- level.holds, where a record has holds or may get one: due (instant or nil), hash and order (the keys, if
+-- given), gone (ids to remove), put ({id, expiry, bytes} to store), queue (expired ids and instants), brief
+-- (whether the record, and so these keys, have a Redis TTL).
+-- @gives hold MOST_HOLDS
+
+local MOST_HOLDS = 10000
+local CHUNK = 1000 -- values in one command: Lua's stack bounds them
+
+local hold = {}
+
+-- The keys of a level's holds, from the end of KEYS. They are as the record's, but for the kind.
+function hold.keys(level, hash, order)
+  local at = find(level.key, "}:s:", 1, true)
+  local head, tail = sub(level.key, 1, at and at + 1 or 0), sub(level.key, at and at + 3 or 1)
+  if not at or hash ~= head .. "h" .. tail or order ~= head .. "x" .. tail then
+    bad("keys: those of the holds do not go with the record")
+  end
+  local H = level.holds or {}
+  level.holds = H
+  H.hash, H.order = hash, order
+end
+
+local function check_numbers(count, list)
+  for j = 1, count do
+    if type(list[j]) ~= "number" then
+      error("no number", 0)
+    end
+  end
+end
+
+-- Fails where something is not what it should be.
+local function unpacked(raw)
+  local e = munpack(raw)
+  local parts, names = {}, #e[2]
+  if names < 1 or concat(e[2]) == "" then
+    error("no names", 0)
+  end
+  check_numbers(1, e)
+  check_numbers(names, e[3])
+  check_numbers(names, e[4])
+  for i, p in ipairs(e[5]) do
+    parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6] }
+    check_numbers(4, { p[2], p[3], p[4], p[5] })
+    check_numbers(names, p[6])
+  end
+  return { expiry = e[1], names = e[2], amounts = e[3], tallied = e[4], parts = parts }
+end
+
+local function decode(raw)
+  local ok, entry = pcall(unpacked, raw)
+  if not ok then
+    error("METERD-LAYOUT a hold of " .. #raw .. " bytes", 0)
+  end
+  return entry
+end
+
+function hold.encode(entry)
+  local parts = {}
+  for i, p in ipairs(entry.parts) do
+    parts[i] = { p.name, p.kind, p.gen, p.mark, p.over, p.factors }
+  end
+  return mpack({ entry.expiry, entry.names, entry.amounts, entry.tallied, parts })
+end
+
+-- Units of a part: what the hold's amounts, or other amounts for the same names, come to.
+function hold.units(part, amounts)
+  local total = 0
+  for j, factor in ipairs(part.factors) do
+    total = total + factor * amounts[j]
+  end
+  return total
+end
+
+-- How often a limit of this record began anew while holds were open.
+function hold.generation(level, name)
+  return level.var and level.var.g and level.var.g[name] or 0
+end
+
+-- Gives back what an entry charged beyond what `kept` amounts come to, at the instant `now`. Slots come
+-- back whole. Returns whether the record's bytes changed.
+function hold.give_back(level, entry, kept, now, s)
+  local changed = false
+  for _, part in ipairs(entry.parts) do
+    local L = level.parsed.names[part.name]
+    if L and L.kind == part.kind and hold.generation(level, part.name) == part.gen then
+      L = level.effective and level.effective[L.index] or L
+      local c, keep = hold.units(part, entry.amounts), hold.units(part, kept)
+      if keep < c or L.kind == SLOTS then
+        local rec = level.rec
+        L:load(rec, now, s)
+        L:give_back(part, c, keep, now, s)
+        level.rec = sub(rec, 1, L.offset - 1) .. L:pack(s) .. sub(rec, L.offset + L.size)
+        changed = true
+      end
+    end
+  end
+  return changed
+end
+
+-- The earliest expiry after `now`, not counting the hold `id`; nil if there is none.
+function hold.next_due(H, now, id)
+  local found = call("ZRANGEBYSCORE", H.order, "(" .. format("%.0f", now), "+inf", "WITHSCORES", "LIMIT", "0", "2")
+  for i = 1, #found, 2 do
+    if found[i] ~= id then
+      return tonumber(found[i + 1])
+    end
+  end
+  return nil
+end
+
+-- Ids and expiries of all that has expired by now, in the order in which they did.
+local function expired(H, now)
+  local queue = call("ZRANGEBYSCORE", H.order, "-inf", format("%.0f", now), "WITHSCORES")
+  queue.at = 1
+  return queue
+end
+
+-- Ends the holds that expire first, at the instant they do, and finds out who is next.
+function hold.expire(level, at, now)
+  local H = level.holds
+  H.queue = H.queue or expired(H, now)
+  H.gone = H.gone or {}
+  local queue, due, s = H.queue, H.due, new_hand()
+  while queue[queue.at] and tonumber(queue[queue.at + 1]) <= due do
+    local id = queue[queue.at]
+    local raw = call("HGET", H.hash, id)
+    if raw then
+      local entry = decode(raw)
+      hold.give_back(level, entry, entry.tallied, at, s)
+    end
+    H.gone[#H.gone + 1] = id
+    H.gone[id] = true
+    queue.at = queue.at + 2
+  end
+  if queue[queue.at] then
+    H.due = tonumber(queue[queue.at + 1])
+  else
+    H.due = hold.next_due(H, now)
+  end
+end
+
+-- The open hold of that id, or nil.
+function hold.find(level, id)
+  local H = level.holds
+  if not H or not H.due or not H.hash or H.gone and H.gone[id] then
+    return nil
+  end
+  local raw = call("HGET", H.hash, id)
+  return raw and decode(raw) or nil
+end
+
+-- How many holds are open.
+function hold.count(level)
+  local H = level.holds
+  return H.due and call("HLEN", H.hash) - (H.gone and #H.gone or 0) or 0
+end
+
+-- The open holds that end first, at most 100, as {id, expiry, names, amounts, tallied}.
+function hold.list(level, now)
+  local H = level.holds
+  local found = call("ZRANGEBYSCORE", H.order, "(" .. format("%.0f", now), "+inf", "LIMIT", "0", "100")
+  local rows = {}
+  for _, id in ipairs(found) do
+    local raw = call("HGET", H.hash, id)
+    if raw then
+      local e = decode(raw)
+      rows[#rows + 1] = { id, e.expiry, concat(e.names, ","), e.amounts, e.tallied }
+    end
+  end
+  return rows
+end
+
+-- `but`: an id that is new again.
+local function remove(verb, key, gone, but)
+  local ids = gone
+  if but and gone[but] then
+    ids = {}
+    for _, id in ipairs(gone) do
+      ids[#ids + 1] = id ~= but and id or nil
+    end
+  end
+  for i = 1, #ids, CHUNK do
+    call(verb, key, spread(ids, i, min(i + CHUNK - 1, #ids)))
+  end
+end
+
+-- Part of the write phase. What is new goes first: a key that loses its last member is gone.
+-- `whole`: the record is written too, so what it gave back goes for good.
+function hold.write(H, whole, ttl)
+  if H.put then
+    call("HSET", H.hash, H.put.id, H.put.bytes)
+    call("ZADD", H.order, format("%.0f", H.put.expiry), H.put.id)
+    if ttl then
+      call("PEXPIRE", H.hash, ttl)
+      call("PEXPIRE", H.order, ttl)
+    end
+  end
+  if H.brief and whole and not ttl then
+    call("PERSIST", H.hash)
+    call("PERSIST", H.order)
+  end
+  if H.gone and whole then
+    remove("HDEL", H.hash, H.gone, H.put and H.put.id)
+    remove("ZREM", H.order, H.gone, H.put and H.put.id)
+  end
+  if H.done then
+    call("HDEL", H.hash, H.done)
+    call("ZREM", H.order, H.done)
+  end
+end

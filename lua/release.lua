@@ -1,0 +1,37 @@
+--- release: end a hold and give back all that it charged.
+-- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
+--       n + 1  end of the hold, kept like an operation id
+--       then   for every level in h of ARGV 4: the hash and the sorted set of its holds
+-- ARGV  1 now       as consume
+--       2 context   as consume
+--       3 op        as consume; never empty
+--       4 extra     as consume; names every level in h
+--       5 hold      its id
+-- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
+--       7 holds
+-- WRITES the records, their holds, and the end of the hold
+-- @needs base take calendar pool bucket slots policy request hold record store op charge finish
+-- @flags allow-oom
+local function release(keys, args)
+  if #args ~= 5 or args[3] == "" then
+    bad("release takes 5 arguments, the third not empty")
+  end
+  local id = finish.id(args[5])
+  local passed = { args[1], args[2], "", "", args[3], args[4] }
+  local count, now, end_key, entries, any = finish.read(keys, passed, id)
+  if not count then
+    return now
+  end
+  if any then
+    local kept = {}
+    for j = 1, #any.names do
+      kept[j] = 0
+    end
+    finish.settle(count, id, entries, kept, now)
+    for i = 1, count do
+      slices[i] = nil
+    end
+    charge.commit(count, now, passed, end_key, STATUS_DONE)
+  end
+  return STATUS_DONE
+end

@@ -1,0 +1,107 @@
+"""What every call shares: the clock, the stored levels, operation ids, and writing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+from tests.oracle.decide import Hit, ODecision
+from tests.oracle.errors import NoPlan, NotIncluded, OpConflict
+from tests.oracle.levels import Levels, View
+from tests.oracle.plans import Catalog
+from tests.oracle.records import Record
+from tests.oracle.requests import Amounts, Path, check_op
+
+DAY_MS = 86_400_000
+MAX_HOLDS = 10_000
+Answers = dict[str, dict[str, tuple[Any, ODecision, int]]]
+"""Root -> id -> the request, its answer, and when that was."""
+
+
+class Core:
+    """`now_ms` defaults to `clock_ms`: `start_ms` at first, moved only by whoever uses the model.
+
+    `expire_first_sight`: whether records made by first sight that hold only buckets are gone once
+    all of these are full again. `max_holds`: how many may be open per level.
+    """
+
+    def __init__(
+        self,
+        plans: Iterable[Any] = (),
+        *,
+        start_ms: int = 0,
+        op_retention_ms: int = DAY_MS,
+        expire_first_sight: bool = True,
+        max_holds: int = MAX_HOLDS,
+    ) -> None:
+        self.clock_ms = start_ms
+        self.op_retention_ms = op_retention_ms
+        self.catalog = Catalog()
+        self.levels = Levels(self.catalog, expire_first_sight)
+        self.max_holds = max_holds
+        self.operations: Answers = {}
+        self.ends: Answers = {}
+        self.limiter_records: dict[str, dict[Path, Record]] = {}
+        self.catalog.apply(plans, ())
+
+    def _now(self, path: Path, now_ms: int | None) -> int:
+        return self.levels.now(path, self.clock_ms if now_ms is None else now_ms)
+
+    def _reached(self, subject: Any, views: list[View], hits: list[Hit], amounts: Amounts) -> None:
+        """Something can be recorded."""
+        if not planned(views):
+            raise NoPlan(subject)
+        if not hits:
+            raise NotIncluded(sorted(amounts))
+
+    def _write(
+        self,
+        views: list[View],
+        hits: list[Hit],
+        after: list[Any],
+        now: int,
+        *,
+        root: bool = True,
+        also: Collection[Path] = (),
+    ) -> None:
+        """Write what a charge changed, and (`root`) every level that is new or brought up."""
+        touched = {view.path for view in views if root and view.changed} | set(also)
+        touched |= {h.view.path for h, new in zip(hits, after, strict=True) if new != h.state}
+        for hit, state in zip(hits, after, strict=True):
+            if hit.view.path in touched:
+                assert hit.view.record is not None
+                hit.view.record.states[hit.spec.name] = state
+        for view in views:
+            if view.path in touched:
+                assert view.record is not None
+                self.levels.store(view.path, view.record, now)
+
+    def _replayed(self, path: Path, op: str | None, request: Any, now: int) -> ODecision | None:
+        """The first answer to the same request under this operation id, if there is one."""
+        if op is None:
+            return None
+        check_op(op)
+        return self._answered(self.operations, path, op, request, now)
+
+    def _answered(
+        self, answers: Answers, path: Path, op: str, request: Any, now: int
+    ) -> ODecision | None:
+        known = answers.get(path[0], {}).get(op)
+        if known is None or known[2] + self.op_retention_ms <= now:
+            return None
+        first, answer, _ = known
+        if first != request:
+            raise OpConflict(op)
+        return replace(answer, replayed=True)
+
+    def _remember(
+        self, path: Path, op: str | None, request: Any, answer: ODecision, now: int
+    ) -> None:
+        if op is not None:
+            self.operations.setdefault(path[0], {})[op] = (request, answer, now)
+
+
+def planned(views: list[View]) -> bool:
+    """Whether any level has a plan."""
+    return any(view.record and view.record.plans for view in views)

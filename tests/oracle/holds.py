@@ -1,0 +1,106 @@
+"""Holds: what a reservation charged at one level, and how much of that comes back when it ends.
+
+A hold has a *part* of every limit that it charged. What comes back of a part depends on where the
+charge stands by now: its period or window may be over, a token bucket may have refilled. A limit's
+*incarnation* counts how often its state began anew; a part of an earlier one lapses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec, ceil_div
+from tests.oracle.limits import PoolSpec
+from tests.oracle.requests import Amounts
+from tests.oracle.slots import SlotsSpec
+
+
+@dataclass(frozen=True)
+class Part:
+    """`charged` units of one limit; `factors`: units per cost name, as they were then.
+
+    `mark`: which period or window was charged (a pool's start and a fixed window's in ms, sliding:
+    its number), for a token bucket when. `over`: what of it went over a pool's allowance.
+    """
+
+    of_spec: type
+    charged: int
+    factors: tuple[tuple[str, int], ...]
+    mark: int
+    over: int
+    incarnation: int
+
+    def of(self, amounts: Amounts) -> int:
+        """How many units these amounts are."""
+        return sum(amounts.get(cost, 0) * factor for cost, factor in self.factors)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """One level's share of a reservation. `tallied`: what is known to be spent, at most `held`."""
+
+    expires: int
+    held: dict[str, int]
+    tallied: dict[str, int]
+    parts: dict[str, Part]
+
+
+def part_of(
+    spec: Any, before: Any, after: Any, charged: int, held: Amounts, incarnation: int, now: int
+) -> Part:
+    """The part of a limit that went from one state to another by the charge at `now`."""
+    over = after.over - before.over if isinstance(spec, PoolSpec) else 0
+    factors = tuple((cost, factor) for cost, factor in spec.rates if cost in held)
+    return Part(type(spec), charged, factors, mark_of(spec, after, now), over, incarnation)
+
+
+def mark_of(spec: Any, state: Any, now: int) -> int:
+    """Where a charge at `now` stands, the state being the one after it."""
+    mark: int
+    if isinstance(spec, PoolSpec):
+        mark = state.start
+    elif isinstance(spec, FixedSpec):
+        mark = spec.ms(state.start)
+    elif isinstance(spec, SlidingSpec):
+        mark = state.window
+    elif isinstance(spec, TokenSpec):
+        mark = now
+    else:
+        assert isinstance(spec, SlotsSpec)
+        mark = 0
+    return mark
+
+
+def kept(spec: Any, part: Part, amounts: Amounts) -> int:
+    """The units that stay charged where these amounts of the hold were used. No slot does."""
+    return 0 if isinstance(spec, SlotsSpec) else part.of(amounts)
+
+
+def given_back(spec: Any, state: Any, part: Part, keep: int, now: int) -> Any:
+    """The state, which has been brought to `now`, after all but `keep` of the part came back."""
+    back = part.charged - keep
+    if isinstance(spec, SlotsSpec):
+        return state - min(back, state)
+    if isinstance(spec, PoolSpec):
+        if not state.open or state.start != part.mark:
+            return state
+        over = min(back, part.over, state.over)
+        used = min(back - over, state.used)
+        return state._replace(over=state.over - over, used=state.used - used)
+    if isinstance(spec, FixedSpec):
+        if state.start != spec.tick(part.mark):
+            return state
+        return state._replace(taken=state.taken - min(back, state.taken))
+    if isinstance(spec, SlidingSpec):
+        if state.window == part.mark:
+            return state._replace(cur=state.cur - min(back, state.cur))
+        if state.window == part.mark + 1:
+            return state._replace(prev=state.prev - min(back, state.prev))
+        return state
+    assert isinstance(spec, TokenSpec)
+    elapsed = spec.tick(now) - spec.tick(part.mark)
+    refilled = ceil_div(elapsed * spec.limit, spec.ticks)
+    unspent = max(0, part.charged - refilled) - max(0, keep - refilled)
+    spent = state.spent - min(unspent, state.spent)
+    return state._replace(spent=spent, fraction=state.fraction if spent else 0)

@@ -1,0 +1,75 @@
+"""What must hold of a level at any moment, whatever happened before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec
+from tests.oracle.holds import Part
+from tests.oracle.limits import PoolSpec
+from tests.oracle.model import Oracle
+from tests.oracle.records import Record, settled
+from tests.oracle.slots import SlotsSpec
+
+
+def check(model: Oracle, now: int, *, charged_only: bool = False) -> None:
+    """Of every stored level. `charged_only`: nothing was refunded, adjusted or redefined."""
+    for level in model.levels.records.values():
+        for record in level.values():
+            check_record(settled(record, max(now, record.seen)), max(now, record.seen))
+            if charged_only:
+                check_shares(settled(record, max(now, record.seen)), max(now, record.seen))
+
+
+def check_record(record: Record, now: int) -> None:
+    for hold_id, hold in record.holds.items():
+        assert hold.expires > now, hold_id
+        assert hold.parts, hold_id
+        assert hold.held.keys() == hold.tallied.keys()
+        assert all(0 <= hold.tallied[cost] <= held for cost, held in hold.held.items())
+        for part in hold.parts.values():
+            assert part.charged == part.of(hold.held) > 0
+            assert 0 <= part.over <= part.charged
+    for name, spec in record.specs.items():
+        state = record.state(name, now)
+        assert spec.figures(state, now).used >= 0
+        if isinstance(spec, PoolSpec):
+            assert min(state.used, state.over) >= 0
+        if isinstance(spec, SlotsSpec):
+            assert state == sum(part.charged for part in parts(record, name)), "slots are held"
+
+
+def check_shares(record: Record, now: int) -> None:
+    """What the open holds took of a limit is part of what it shows as used."""
+    for name, spec in record.specs.items():
+        state = record.state(name, now)
+        mine = parts(record, name)
+        if isinstance(spec, PoolSpec):
+            running = [part for part in mine if state.open and part.mark == state.start]
+            assert sum(part.charged for part in running) <= state.used + state.over
+            assert sum(part.over for part in running) <= state.over
+        elif isinstance(spec, FixedSpec):
+            assert held_at(mine, None if state.start is None else spec.ms(state.start)) <= (
+                state.taken
+            )
+        elif isinstance(spec, SlidingSpec):
+            assert held_at(mine, state.window) <= state.cur
+            assert held_at(mine, state.window - 1) <= state.prev
+        elif isinstance(spec, TokenSpec):
+            assert sum(unrefilled(spec, part, now) for part in mine) <= state.spent
+
+
+def parts(record: Record, name: str) -> list[Part]:
+    """Those of open holds that belong to the limit's present state."""
+    found = [hold.parts[name] for hold in record.holds.values() if name in hold.parts]
+    return [part for part in found if part.incarnation == record.incarnation(name)]
+
+
+def held_at(mine: list[Part], mark: int | None) -> int:
+    return sum(part.charged for part in mine if part.mark == mark)
+
+
+def unrefilled(spec: TokenSpec, part: Part, now: int) -> Any:
+    """What of a part a token bucket has not got back by refilling, at least."""
+    elapsed = spec.tick(now) - spec.tick(part.mark)
+    return max(0, part.charged - -(-elapsed * spec.limit // spec.ticks))
