@@ -6,17 +6,17 @@
 --       2 context   as consume
 --       3 costs     names of what was used; names that are missing are as held; empty: all of them
 --       4 amounts   as consume; empty with 3
---       5 op        as consume; never empty
+--       5 op        as consume; empty: nothing is kept of it, and of a hold that is over nothing is charged
 --       6 extra     as consume; names every level in h
 --       7 hold      its id
 -- RETURNS as report; besides
---       6 unknown   there is no such hold (any more), and 3 says nothing to report instead
+--       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
 -- WRITES the records, their holds, and the end of the hold
 -- @needs base calendar pool bucket slots policy request hold record store op charge finish
 -- @flags allow-oom
 local function commit(keys, args)
-  if #args ~= 7 or args[5] == "" then
-    bad("commit takes 7 arguments, the fifth not empty")
+  if #args ~= 7 then
+    bad("commit takes 7 arguments")
   end
   local names, text = {}, args[3]
   if text ~= "" then
@@ -38,7 +38,7 @@ local function commit(keys, args)
   if any then
     kept, text = finish.split(any, names)
     finish.settle(count, id, entries, kept, now)
-  elseif text == "" then
+  elseif text == "" or args[5] == "" then
     return STATUS_UNKNOWN
   end
   local total, code = charge.decide(count, text, #split_names(text), now, "leave")

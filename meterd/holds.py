@@ -49,6 +49,7 @@ class Reserved(NamedTuple):
     hold_id: str
     path: Path
     costs: wire.Costs
+    now_ms: int = 0  # the server's, of its answer
 
 
 class Holds:
@@ -66,14 +67,19 @@ class Holds:
         op: str | bool | None,
         join: str | None,
         wait: Seconds,
+        *,
+        hold_id: str | None = None,
     ) -> Flow[Reserved]:
-        """Charges as `consume` does, and remembers what: until it is settled, or `ttl` is over."""
+        """Charges as `consume` does, and remembers what: until it is settled, or `ttl` is over.
+
+        `hold_id`: a new one, where the caller has to know it even if the answer is lost.
+        """
         operations = self._operations
         path = operations.keys.path(subject)
         packed = wire.encode_costs(costs, amount)
         lives_ms = ttl_ms(ttl)
         op_id = None if op is None or op is False else new_op() if op is True else wire.check_op(op)
-        hold_id = op_id or new_op()
+        hold_id = op_id or hold_id or new_op()
         patience = seconds(wait, "wait", allow_zero=True) if wait != 0 else 0.0
         role = Joining(operations.store, join)
         keys, op_argument = path.keys, b""
@@ -124,7 +130,7 @@ class Holds:
                 role.complain()
             pause = decision.retry_after
             if decision.allowed or pause is None or time.monotonic() + pause > waited_until:
-                return Reserved(decision, hold_id, path, packed)
+                return Reserved(decision, hold_id, path, packed, wire.answered_at(reply))
             yield Sleep(pause)
 
     def commit(
@@ -162,6 +168,15 @@ class Holds:
         reply = yield from self._end("release", path, hold_id, request, [])
         if reply[0] not in (wire.DONE, wire.REPLAYED):
             raise ScriptError(f"release: unexpected reply {reply[:40]!r}")
+
+    def finish(self, path: Path, hold_id: str, costs: wire.Costs) -> Flow[bool]:
+        """As commit, but of a hold that is over nothing is charged: False. Keeps no record.
+
+        Saying it again is safe: by then the hold is over.
+        """
+        middle = [costs.joined, costs.amounts, b""]
+        reply = yield from self._change("commit", path, hold_id, middle)
+        return reply[0] != wire.UNKNOWN
 
     def _end(
         self, entry: str, path: Path, hold_id: str, request: bytes, middle: list[bytes]
@@ -219,30 +234,37 @@ class Holds:
     def _touch(
         self, entry: str, path: Path, hold_id: str, middle: list[bytes], ttl: bytes
     ) -> Flow[None]:
-        operations = self._operations
-        role = Joining(operations.store, None)
-        deadline = yield from operations.store.prepare()
-        reply = yield from operations.settle(
-            entry,
-            path,
-            path.keys,
-            lambda needs: [
-                operations.now_argument(),
-                role.context(),
-                *middle,
-                needs.packed(),
-                hold_id.encode(),
-                ttl,
-            ],
-            role,
-            deadline=deadline,
-            harmless=True,
-            holds=_levels(path),
-        )
+        reply = yield from self._change(entry, path, hold_id, middle, ttl)
         if reply[0] == wire.UNKNOWN:
             raise OpNotFound(f"{entry}: no open hold {hold_id!r}: it is over, or never was")
         if reply[0] != wire.DONE:
             raise ScriptError(f"{entry}: unexpected reply {reply[:40]!r}")
+
+    def _change(
+        self, entry: str, path: Path, hold_id: str, middle: list[bytes], *behind: bytes
+    ) -> Flow[bytes]:
+        operations = self._operations
+        role = Joining(operations.store, None)
+        deadline = yield from operations.store.prepare()
+        return (
+            yield from operations.settle(
+                entry,
+                path,
+                path.keys,
+                lambda needs: [
+                    operations.now_argument(),
+                    role.context(),
+                    *middle,
+                    needs.packed(),
+                    hold_id.encode(),
+                    *behind,
+                ],
+                role,
+                deadline=deadline,
+                harmless=True,
+                holds=_levels(path),
+            )
+        )
 
 
 def _levels(path: Path) -> range:

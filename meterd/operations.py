@@ -70,6 +70,11 @@ class Operations:
         # What a subject's last call had to bring along, so that the next brings it unasked.
         self._hints: OrderedDict[tuple[bytes, str | None], tuple[int, Needs]] = OrderedDict()
 
+    @property
+    def clock(self) -> Clock:
+        """A test clock's ms, if there is one."""
+        return self._clock
+
     def now_argument(self) -> bytes:
         return b"" if self._clock is None else b"%d" % self._clock()
 

@@ -212,6 +212,11 @@ def decode_answer(reply: bytes, path: Path) -> Answer:
         raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
 
 
+def answered_at(reply: bytes) -> int:
+    """The server's now of a status 0 or 1 reply, in ms."""
+    return int(_HEAD.unpack_from(reply, 1 if reply[0] == REPLAYED else 0)[4])
+
+
 def _limits(
     reply: bytes, at: int, sections: int, path: Path, now_ms: int
 ) -> tuple[tuple[LimitState, ...], int]:
