@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from meterd.administration import Instant
 from meterd.aiohold import AsyncHold, PendingHold
+from meterd.aiolease import AsyncLease, PendingLease
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.catalog import Diff
 from meterd.errors import PolicyError
@@ -206,6 +207,20 @@ class AsyncMeter(MeterBase):
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def lease(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1000,
+        *,
+        ttl: Seconds = 5,
+        least: int = 1,
+        most: int | None = None,
+        join: str | None = None,
+    ) -> PendingLease:
+        """See `Meter.lease`; `async with meter.lease(...) as lease` awaits by itself."""
+        return PendingLease(AsyncLease(self, subject, costs, amount, ttl, least, most, join))
 
     async def apply(
         self,

@@ -14,6 +14,7 @@ from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.hold import Hold
 from meterd.keeper import Keeper
 from meterd.keys import Subject, display
+from meterd.lease import Lease
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
@@ -212,6 +213,25 @@ class Meter(MeterBase):
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def lease(
+        self,
+        subject: Subject,
+        costs: Costs,
+        amount: int = 1000,
+        *,
+        ttl: Seconds = 5,
+        least: int = 1,
+        most: int | None = None,
+        join: str | None = None,
+    ) -> Lease:
+        """Takes `amount` units at once (they count as used), to be sold from memory in this process.
+
+        A unit is what `costs` says, once. Later chunks follow the pace of sales, between `least`
+        and `most` (`amount` if not given); what is not sold goes back on `close`, when idle for
+        half of `ttl`, and otherwise with the end of `ttl`.
+        """
+        return Lease(self, subject, costs, amount, ttl, least, most, join)
 
     def apply(
         self,
