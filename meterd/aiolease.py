@@ -49,11 +49,10 @@ class AsyncLease(LeaseBase):
         return PendingSale("consume", self._buy(n))
 
     async def _buy(self, n: int) -> Decision:
-        if type(n) is int and n > 0:
-            with self._lock:
-                if n <= self._ready and self._now() < self._end:
-                    self._ready -= n
-                    return self._granted  # type: ignore[return-value]  # there is one with the units
+        # Sales and what flows change all happen in the thread of the loop: no lock.
+        if type(n) is int and 0 < n <= self._ready and self._now() < self._end:
+            self._ready -= n
+            return self._granted  # type: ignore[return-value]  # there is one with the units
         rounds = 0
         answer = self._answer(n)
         while answer is None:

@@ -225,7 +225,7 @@ class Meter(MeterBase):
         most: int | None = None,
         join: str | None = None,
     ) -> Lease:
-        """Takes `amount` units at once (they count as used), to be sold from memory in this process.
+        """Takes `amount` units (they count as used from now on), to be sold here from memory.
 
         A unit is what `costs` says, once. Later chunks follow the pace of sales, between `least`
         and `most` (`amount` if not given); what is not sold goes back on `close`, when idle for
