@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
     from meterd.aiohold import AsyncHold
+    from meterd.aiolease import AsyncLease
     from meterd.catalog import Diff, load_plans, load_toml
     from meterd.client import Meter
     from meterd.errors import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         UsageExceeded,
     )
     from meterd.hold import Hold
+    from meterd.lease import Lease
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
     from meterd.result import Code, Decision, HoldState, LimitState, Usage
 
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncHold",
+    "AsyncLease",
     "AsyncMeter",
     "Bucket",
     "CatalogMismatch",
@@ -45,6 +48,7 @@ __all__ = [
     "Flag",
     "Hold",
     "HoldState",
+    "Lease",
     "LimitState",
     "Meter",
     "MeterdError",
@@ -72,9 +76,11 @@ __all__ = [
 _HOMES = {
     "aio": ("AsyncMeter",),
     "aiohold": ("AsyncHold",),
+    "aiolease": ("AsyncLease",),
     "catalog": ("Diff", "load_plans", "load_toml"),
     "client": ("Meter",),
     "hold": ("Hold",),
+    "lease": ("Lease",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
     "result": ("Code", "Decision", "HoldState", "LimitState", "Usage"),
 }

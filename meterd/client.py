@@ -228,8 +228,9 @@ class Meter(MeterBase):
         """Takes `amount` units (they count as used from now on), to be sold here from memory.
 
         A unit is what `costs` says, once. Later chunks follow the pace of sales, between `least`
-        and `most` (`amount` if not given); what is not sold goes back on `close`, when idle for
-        half of `ttl`, and otherwise with the end of `ttl`.
+        and `most` (`amount` if not given). What is not sold goes back on `close`, or when nothing
+        was sold for half of `ttl`, and in any case with its end. Raises `PolicyError` (also for an
+        amount that a limit can never give) and `Unavailable`; refusals come from `lease.consume`.
         """
         return Lease(self, subject, costs, amount, ttl, least, most, join)
 

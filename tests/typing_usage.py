@@ -10,6 +10,7 @@ from typing import Any, assert_type
 import meterd
 from meterd import (
     AsyncHold,
+    AsyncLease,
     AsyncMeter,
     Bucket,
     CatalogMismatch,
@@ -19,6 +20,7 @@ from meterd import (
     Flag,
     Hold,
     HoldState,
+    Lease,
     LimitState,
     Meter,
     OutcomeUnknown,
@@ -110,6 +112,15 @@ def sync() -> None:
             decisions(taken.commit(3))
         decisions(meter.hold("acme", taken.id).commit({"tokens": 3}))
         meter.hold("acme", "call-2").release()
+        with meter.lease("acme", "tokens", 1000, ttl=5, least=100, most=10_000) as lease:
+            assert_type(lease, Lease)
+            decisions(lease.consume())
+            decisions(lease.consume(5))
+            assert_type(lease.remaining, int)
+            assert_type(lease.decision, Decision | None)
+        kept = meter.lease(("acme", "a/b"), {"tokens": 5, "image": 1}, ttl="1m", join="free")
+        assert_type(kept.closed, bool)
+        kept.close()
         usage = meter.usage("acme")
         assert_type(usage, Usage)
         assert_type(usage.levels[0].holds, tuple[HoldState, ...])
@@ -156,6 +167,12 @@ async def awaited() -> None:
         decisions(await taken.commit(3))
         decisions(await meter.hold("acme", taken.id).commit())
         await meter.hold("acme", "call-2").release()
+        async with meter.lease("acme", "tokens", 1000, ttl=timedelta(seconds=5)) as lease:
+            assert_type(lease, AsyncLease)
+            decisions(await lease.consume(5))
+        kept = await meter.lease("acme", {"tokens": 5}, most=5000)
+        decisions(await asyncio.create_task(kept.consume()))
+        await kept.close()
         assert_type(await meter.apply(), Diff)
         assert_type(await meter.plans(), dict[str, Plan])
         await meter.subscribe("acme", "free")

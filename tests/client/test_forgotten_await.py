@@ -20,6 +20,7 @@ CALLS: dict[str, Callable[[AsyncMeter], Any]] = {
     "report": lambda meter: meter.report("ana", "tokens"),
     "refund": lambda meter: meter.refund("ana", "tokens"),
     "usage": lambda meter: meter.usage("ana"),
+    "lease": lambda meter: meter.lease("ana", "tokens", 1),
     "limiter": lambda meter: meter.limiter("x", Bucket("ip", 5, "1m")).consume("ip"),
 }
 
