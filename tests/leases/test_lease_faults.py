@@ -190,3 +190,16 @@ def test_a_closed_meter(shop: Shop, server: Server) -> None:
     shop.wait(1.1)  # nothing is heard of the timer
     with Meter(server.url, prefix=meter.raw._keys.prefix) as other:
         assert other.usage("acme")["credits"].used == 10
+
+
+def test_a_slow_answer_makes_no_chunk_last_longer(
+    shop: Shop, proxy: FaultProxy, prefix: str
+) -> None:
+    plan = Plan("fast", default=True, includes=[Bucket("fixed", 100, "2s", algorithm="fixed")])
+    meter = shop.meter(url=proxy.url, plans=[plan])
+    meter.consume("anybody", "fixed")
+    proxy.next(faulty.delay(1200))
+    lease = shop.lease(meter, "acme", "fixed", 50, ttl="1h")  # the window ends 2 s after it began
+    assert lease.remaining == 50
+    shop.wait(0.8)
+    assert lease.remaining == 0

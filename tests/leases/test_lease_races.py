@@ -10,11 +10,12 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from meterd import AsyncMeter, Meter, Plan, Pool
+from meterd import AsyncMeter, Bucket, Meter, Plan, Pool
 from tests.leases import seller
 from tests.leases.lease_tools import PLANS
 from tests.support.servers import Server
@@ -157,6 +158,29 @@ def test_tasks_share_one_refill(server: Server, prefix: str) -> None:
             await lease.close()
 
     asyncio.run(main())
+
+
+def test_nothing_is_sold_after_the_window_it_was_charged_to(server: Server, prefix: str) -> None:
+    plan = Plan("fast", default=True, includes=[Bucket("api", 3000, "500ms", algorithm="fixed")])
+    sold: Counter[int | None] = Counter()
+    late = 0
+    with Meter(server.url, plans=[plan], prefix=prefix, timeout=20) as meter:
+        leases = [meter.lease("acme", "api", 500, ttl=2) for _ in range(2)]
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            for lease in leases:
+                now_ms = time.time() * 1000
+                decision = lease.consume(3)
+                if decision:
+                    end = decision["api"].resets_at_ms
+                    sold[end] += 3
+                    late += now_ms > (end or 0)
+        assert len(meter._keeper._due) <= len(leases)
+        for lease in leases:
+            lease.close()
+    assert len(sold) >= 3
+    assert max(sold.values()) <= 3000
+    assert late == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
