@@ -44,7 +44,8 @@ class Lease(LeaseBase):
 
         What is granted from memory is the answer of the call that the units came from: its figures
         are as of then. A refusal is the server's, repeated from memory for 50 ms at most. Raises
-        `PolicyError` (also if the lease is closed) and `Unavailable` (nothing was sold).
+        `PolicyError` (also if the lease is closed), `Unavailable` (nothing was sold) and, where it
+        became an ordinary `Meter.consume`, what that raises.
         """
         if type(n) is int and n > 0:
             lock = self._lock

@@ -25,6 +25,7 @@ from meterd.holds import Costs, Holds, Reserved, ttl_ms
 from meterd.keys import Subject
 from meterd.operations import Operations, new_op
 from meterd.result import Code, Decision
+from meterd.roles import Joining
 from meterd.timespec import Seconds, refuse
 
 MEMORY = 0.05  # seconds for which a refusal is repeated from memory
@@ -142,10 +143,21 @@ class LeaseBase:
     # Taking more ---------------------------------------------------------------------------------
 
     def _take(self, n: int, rounds: int) -> Flow[bool]:
-        """Makes `n` units ready to be sold; False: they are worth an ordinary consume.
+        """Makes `n` units ready to be sold; False: that is for an ordinary consume.
 
         Raises `Unavailable` if the server cannot be asked or its answer is lost: nothing was sold.
         """
+        try:
+            return (yield from self._prepare(n, rounds))
+        except (Unavailable, OutcomeUnknown) as error:
+            role = Joining(self._operations.store, self._join)
+            if role.degraded(wire.encode_costs(self._costs)) is not None:
+                return False  # buckets that say what then holds: the call says it
+            if isinstance(error, Unavailable):
+                raise
+            raise Unavailable(f"lease: nothing was sold: {error}") from error
+
+    def _prepare(self, n: int, rounds: int) -> Flow[bool]:
         if self._closed:  # meanwhile
             return True
         chunk, now = self._chunk, self._now()
@@ -163,8 +175,6 @@ class LeaseBase:
         except Unavailable:
             self._take_back(chunk)
             raise
-        except OutcomeUnknown as error:
-            raise Unavailable(f"lease: nothing was sold: {error}") from error
         taken = yield from self._reserve(want, max(n * WORTH, self._least))
         if taken is not None and self._now() < taken.end:
             yield from self._secure(taken, n)
@@ -175,7 +185,12 @@ class LeaseBase:
 
     def _open(self) -> Flow[None]:
         """The first chunk; as much of it as there is, if that is at least the least."""
-        yield from self._reserve(self._want, self._least, first=True)
+        try:
+            yield from self._reserve(self._want, self._least, first=True)
+        except OutcomeUnknown as error:
+            raise Unavailable(
+                f"lease: nothing was sold; what may be held is back after its ttl: {error}"
+            ) from error
 
     def _reserve(self, size: int, least: int, *, first: bool = False) -> Flow[Chunk | None]:
         """A chunk of `size`, or less where less is left, or none."""
@@ -188,14 +203,14 @@ class LeaseBase:
                     self.subject, costs, amount, self._ttl_ms / 1000, None, self._join, 0,
                     hold_id=hold_id,
                 )  # fmt: skip
-            except OutcomeUnknown as error:
-                # It may be held; then it is to be given back, now or at its expiry.
+            except OutcomeUnknown:
+                # It may be held; then it is to be given back, by the next call or at its expiry.
                 path = self._operations.keys.path(self.subject)
                 nothing = Decision(False, Code.OK, None)
                 self._unsettled.append(
                     Chunk(size, nothing, hold_id, path, taken, taken, self._expiry(taken))
                 )
-                raise Unavailable(f"lease: nothing was sold: {error}") from error
+                raise
             decision = reserved.decision
             self._decision = decision
             if decision.degraded:
@@ -253,8 +268,6 @@ class LeaseBase:
             with self._lock:
                 chunk.size = chunk.asked = chunk.definite
             return
-        except OutcomeUnknown as error:
-            raise Unavailable(f"lease: nothing was sold: {error}") from error
         with self._lock:
             self._ready += definite - chunk.definite
             chunk.definite = definite

@@ -169,7 +169,9 @@ def test_a_bucket_that_fails_open(shop: Shop, proxy: FaultProxy, clock: ManualCl
     )
     meter = shop.meter(url=proxy.url, plans=[plan], clock=clock, timeout=0.2)
     meter.usage("acme")
+    early = shop.lease(meter, "acme", "api", 10)
     proxy.close()
+    assert early.consume().degraded  # nothing of its chunk is definite
     lease = shop.lease(meter, "acme", "api", 10)
     assert lease.remaining == 0
     decision = lease.consume()
