@@ -7,7 +7,7 @@ import pytest
 from meterd import Bucket, Meter, OutcomeUnknown, Plan, Pool, Unavailable
 from meterd.testing import ManualClock
 from meterd.transport import NotSent
-from tests.client.meter_tools import AnyMeter
+from tests.client.meter_tools import AnyMeter, requests_of
 from tests.leases.lease_tools import Shop, holds, used
 from tests.support import proxy as faulty
 from tests.support.proxy import FaultProxy
@@ -74,6 +74,21 @@ def test_a_lost_answer_to_a_tally_or_a_settlement_is_repeated(
     lease.close()
     assert used(direct) == 65
     assert holds(direct) == 0
+
+
+def test_what_a_lost_tally_may_have_made_definite_is_counted(
+    shop: Shop, meter: AnyMeter, direct: AnyMeter, proxy: FaultProxy, clock: ManualClock
+) -> None:
+    lease = shop.lease(meter, "acme", "credits", 160, ttl=5)
+    proxy.faults = lambda _: faulty.CUT_AFTER
+    with pytest.raises(Unavailable, match="nothing was sold"):
+        lease.consume(30)
+    proxy.calm()
+    sent = requests_of(meter)
+    assert lease.sell(30) == 30
+    assert len(sent) == 1
+    clock.advance(seconds=5)
+    assert used(direct) == 30
 
 
 def test_what_is_definite_is_sold_while_the_server_is_away(
