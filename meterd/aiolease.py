@@ -52,7 +52,7 @@ class AsyncLease(LeaseBase):
         # Sales and what flows change all happen in the thread of the loop: no lock.
         if type(n) is int and 0 < n <= self._ready and self._now() < self._end:
             self._ready -= n
-            return self._granted  # type: ignore[return-value]  # there is one with the units
+            return self._granted
         rounds = 0
         answer = self._answer(n)
         while answer is None:

@@ -26,7 +26,6 @@ class Chunk:
     """What was taken at once. `definite` of it is charged for good, `asked` perhaps."""
 
     size: int
-    decision: Decision
     hold_id: str
     path: Path
     taken: float  # the instants of a chunk are on this process's clock

@@ -53,7 +53,7 @@ class Lease(LeaseBase):
             try:
                 if n <= self._ready and self._now() < self._end:
                     self._ready -= n
-                    return self._granted  # type: ignore[return-value]  # there is one with the units
+                    return self._granted
             finally:
                 lock.release()
         return self._buy(n)

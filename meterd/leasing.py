@@ -32,6 +32,7 @@ MEMORY = 0.05  # seconds for which a refusal is repeated from memory
 WORTH = 8  # a chunk of fewer requests than this costs more round trips than it saves
 _ROUNDS = 4  # how often a sale looks for units before it becomes an ordinary consume
 _ATTEMPTS = 12  # how often less is asked for
+_NOTHING = Decision(False, Code.OK, None)
 
 
 class LeaseBase:
@@ -86,7 +87,7 @@ class LeaseBase:
         self._ready = 0  # definite and not sold: what a sale takes from
         self._end = 0.0  # until then
         self._chunk: Chunk | None = None
-        self._granted: Decision | None = None  # what a sale from memory returns
+        self._granted = _NOTHING  # what a sale from memory returns
         self._decision: Decision | None = None
         self._unsettled: list[Chunk] = []
         self._refusal: tuple[Decision, int, float] | None = None  # of so many units, until then
@@ -206,9 +207,8 @@ class LeaseBase:
             except OutcomeUnknown:
                 # It may be held; then it is to be given back, by the next call or at its expiry.
                 path = self._operations.keys.path(self.subject)
-                nothing = Decision(False, Code.OK, None)
                 self._unsettled.append(
-                    Chunk(size, nothing, hold_id, path, taken, taken, self._expiry(taken))
+                    Chunk(size, hold_id, path, taken, taken, self._expiry(taken))
                 )
                 raise
             decision = reserved.decision
@@ -237,9 +237,7 @@ class LeaseBase:
         if self._clock_ms is None:
             lives -= max(2, lives // 50)  # this clock and the server's differ; and to give back
         end = taken + lives * self._unit
-        chunk = Chunk(
-            size, decision, reserved.hold_id, reserved.path, taken, end, self._expiry(taken)
-        )
+        chunk = Chunk(size, reserved.hold_id, reserved.path, taken, end, self._expiry(taken))
         if not any(state.applied > 0 for state in decision.limits):
             chunk.definite = size  # flags alone: nothing is charged, so nothing comes back
             chunk.hold_id = ""
