@@ -296,6 +296,20 @@ async def test_connections_that_stall_one_after_the_other_are_bounded() -> None:
         await until(lambda: server.open == 1)
 
 
+async def test_a_server_that_is_silent_for_long_is_not_dialled_again_and_again() -> None:
+    async with scripted(silence) as server, async_transport(server.url, 50, depth=8) as made:
+        until_then = time.monotonic() + 1.5
+        while time.monotonic() < until_then:
+            calls = [made.start(command("ECHO", "x"), 60) for _ in range(50)]
+            await asyncio.sleep(0.001)
+            for call in calls:
+                call.cancel()
+        assert 2 <= len(server.peers) <= 12
+        assert server.open <= 3
+        mux = mux_of(made)
+        assert sum(len(lane.owed) for lane in mux._lanes()) + len(mux._queue) <= 450
+
+
 async def test_the_window_is_some_calls_for_each_connection_allowed() -> None:
     async with scripted(silence) as server, async_transport(server.url, 2, depth=8) as made:
         tasks = echoes(made, *range(40))
