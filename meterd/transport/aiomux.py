@@ -89,24 +89,31 @@ class AsyncMux:
             self._flush()
         return future
 
-    async def close(self) -> None:
-        """What has begun goes on to its end; waits until what is idle is closed."""
-        if asyncio.get_running_loop() is not self._loop:
-            if self._loop.is_running():  # in another thread
-                self._loop.call_soon_threadsafe(self.drop)
-            elif not self._loop.is_closed():
-                self.drop()
-            return
+    def end(self) -> None:
+        """Close what is idle; what has begun goes on to its end."""
         self._closing = True
-        self._flush()
-        opening = self._opening
-        if opening is not None and not self._waited_for():
-            opening.cancel()
-            await asyncio.wait([opening])
+        if asyncio.get_running_loop() is self._loop:
+            self._flush()
+            if self._opening is not None and not self._waited_for():
+                self._opening.cancel()
+            for lane in list(self._aside):
+                lane.retire()
+        elif self._loop.is_running():  # in another thread
+            self._loop.call_soon_threadsafe(self.drop)
+        elif not self._loop.is_closed():
+            self.drop()
+
+    async def close(self) -> None:
+        """The same, and wait until what is idle is closed."""
+        if not self._closing:
+            self.end()
+        if asyncio.get_running_loop() is not self._loop:
+            return
+        if self._opening is not None and not self._waited_for():
+            await asyncio.wait([self._opening])
         for lane in list(self._aside):
-            lane.retire()
             if not lane.awaited():
-                await lane.closed
+                await asyncio.wait([lane.closed])  # it would be cancelled along with this
 
     def drop(self) -> None:
         """Close everything without I/O; the loop must not be running."""
