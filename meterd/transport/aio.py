@@ -1,7 +1,8 @@
 """The asyncio transports: tasks wait here. What to do next is decided in `routing`.
 
 The twin of `sync`, plus one duty: a transport belongs to one event loop. The calls to a node share
-one connection (`aiomux`), unless only redis-py can use it (`aiopool`).
+one connection (`aiomux`), unless only redis-py can use it (`aiopool`). What all kinds share is in
+`aiobase`.
 """
 
 from __future__ import annotations

@@ -138,6 +138,9 @@ class AsyncBase:
         pools, self._pools = self._pools, {}
         self._loop = None
         for pool in pools.values():
+            if isinstance(pool, AsyncMux):
+                pool.end()  # of all of them, should this be cancelled
+        for pool in pools.values():
             await pool.close()
 
     async def _keep(self) -> AsyncGenerator[None, None]:

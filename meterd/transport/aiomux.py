@@ -5,8 +5,8 @@ begins while the loop goes on. At most `connections * depth` calls are with the 
 whatever the number of those who wait here; who is not written when the time is over ends as
 `NotSent`, and who gives up before that is never written.
 
-Those who have to write when somebody gave up on a reply, and nothing at all has come for `_MUTE`
-seconds, take a new connection. The old one is set aside: those who still wait for it may do so
+Those who have to write when somebody gave up on a reply, and nothing at all has come for a while
+(`_MUTE`), take a new connection. The old one is set aside: those who still wait for it may do so
 until their own deadlines, and it is closed when there is nobody left. So a stalled connection holds
 up nobody else, and a server that is just slow costs nobody an answer. That happens only as long as
 fewer than `connections` are open.
@@ -25,7 +25,9 @@ from meterd.transport.dial import Dialer, connect_failure
 from meterd.transport.lane import Call, Lane, Other, fail
 
 DEPTH = 8  # enough for a server to be busy: with 50 connections, 400 calls
-_MUTE = 0.02  # wrongly suspected, a server costs a connection more and no call anything
+# Wrongly suspected, a server costs a connection more and no call anything. Each that follows is
+# given twice as long, for it may be the server that is slow; whatever it says puts an end to that.
+_MUTE, _MUTE_MAX = 0.02, 0.64
 _LOOK_AGAIN = 0.05  # how often to look after calls, or connections, that make no progress
 _TICK = 0.001  # between two looks at all deadlines, and as much again for a hundred who wait
 _TURNS = 3  # of the loop, which a connection at rest is given to tell that it was closed
@@ -61,6 +63,7 @@ class AsyncMux:
         self._opening: asyncio.Task[None] | None = None
         self._scheduled = False
         self._turns = 0
+        self._mute = _MUTE
         self._timer: asyncio.TimerHandle | None = None
         self._due = _NEVER
         self._closing = False
@@ -86,24 +89,31 @@ class AsyncMux:
             self._flush()
         return future
 
-    async def close(self) -> None:
-        """What has begun goes on to its end; waits until what is idle is closed."""
-        if asyncio.get_running_loop() is not self._loop:
-            if self._loop.is_running():  # in another thread
-                self._loop.call_soon_threadsafe(self.drop)
-            elif not self._loop.is_closed():
-                self.drop()
-            return
+    def end(self) -> None:
+        """Close what is idle; what has begun goes on to its end."""
         self._closing = True
-        self._flush()
-        opening = self._opening
-        if opening is not None and not self._waited_for():
-            opening.cancel()
-            await asyncio.wait([opening])
+        if asyncio.get_running_loop() is self._loop:
+            self._flush()
+            if self._opening is not None and not self._waited_for():
+                self._opening.cancel()
+            for lane in list(self._aside):
+                lane.retire()
+        elif self._loop.is_running():  # in another thread
+            self._loop.call_soon_threadsafe(self.drop)
+        elif not self._loop.is_closed():
+            self.drop()
+
+    async def close(self) -> None:
+        """The same, and wait until what is idle is closed."""
+        if not self._closing:
+            self.end()
+        if asyncio.get_running_loop() is not self._loop:
+            return
+        if self._opening is not None and not self._waited_for():
+            await asyncio.wait([self._opening])
         for lane in list(self._aside):
-            lane.retire()
             if not lane.awaited():
-                await lane.closed
+                await asyncio.wait([lane.closed])  # it would be cancelled along with this
 
     def drop(self) -> None:
         """Close everything without I/O; the loop must not be running."""
@@ -194,7 +204,12 @@ class AsyncMux:
 
     def _stalled(self, lane: Lane) -> bool:
         """Whether to write to another connection instead, and there may be one."""
-        return lane.mute(_MUTE) and (len(self._aside) + 1 < self._connections or not lane.awaited())
+        if not lane.mute(self._mute):
+            return False
+        if len(self._aside) + 1 >= self._connections and lane.awaited():
+            return False
+        self._mute = min(2 * self._mute, _MUTE_MAX)
+        return True
 
     def _waited_for(self) -> bool:
         """Whether there is anything to write; who gave up is forgotten."""
@@ -205,6 +220,7 @@ class AsyncMux:
 
     def answered(self) -> None:
         """Who waited for room goes before those whom the replies will wake."""
+        self._mute = _MUTE
         if self._queue:
             self._flush()
 

@@ -278,6 +278,29 @@ def test_a_meter_made_before_a_fork_works_in_the_child(server: Server) -> None:
         meter.forget("ana")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_async_meter_used_before_a_fork_takes_a_new_loop_in_the_child(server: Server) -> None:
+    meter = AsyncMeter(server.url, plans=PLANS, prefix=fresh_prefix(), timeout=10)
+    with asyncio.Runner() as runner:
+        assert runner.run(_await(meter.consume("ana", "tokens")))
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with pytest.raises(PolicyError, match="before the fork"):
+                    runner.run(_await(meter.consume("ana", "tokens")))
+                with asyncio.Runner() as own:
+                    status = 0 if own.run(_await(meter.consume("ana", "tokens", 2))) else 2
+                    own.run(meter.close())
+            finally:
+                os._exit(status)
+        assert runner.run(_await(meter.consume("ana", "tokens", 4)))
+        assert os.waitpid(child, 0)[1] == 0
+        assert runner.run(_await(meter.usage("ana")))["credits"].used == 7
+        runner.run(_await(meter.forget("ana")))
+        runner.run(meter.close())
+
+
 @pytest.mark.parametrize("ending", ["close", "abandon while it lives", "abandon", "nothing"])
 def test_connections_end_with_their_loop(server: Server, ending: str) -> None:
     """However the loop and the meter end: no warning, and no connection left at the server."""

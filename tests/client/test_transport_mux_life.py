@@ -166,7 +166,7 @@ async def test_what_is_under_way_is_finished_after_close() -> None:
         await server.commands(4)
         began = time.monotonic()
         await made.aclose()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 1.5
         server.answer = lambda peer, words: b"+" + words[-1] + b"\r\n"
         server.peers[0].say(b"+0\r\n+1\r\n+2\r\n+3\r\n")
         assert await asyncio.gather(*tasks) == [b"%d" % index for index in range(10)]
@@ -191,7 +191,7 @@ async def test_close_gives_a_silent_server_up_at_the_deadline() -> None:
     async with scripted(silence) as server:
         made: Any = open_async_transport(server.url, timeout=2, max_connections=2)
         made.depth = 1
-        tasks = echoes(made, *range(3), timeout=0.2)
+        tasks = echoes(made, *range(3), timeout=0.5)
         await server.commands(2)
         await made.aclose()
         ends = await asyncio.gather(*tasks, return_exceptions=True)

@@ -65,7 +65,7 @@ async def test_replies_that_came_while_the_loop_was_blocked_are_in_time() -> Non
 async def test_a_server_that_never_stops_talking_keeps_nobody_beyond_the_deadline() -> None:
     push = b">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n"
     async with scripted(silence) as server, async_transport(server.url, 50) as made:
-        (call,) = echoes(made, "x", timeout=0.1)
+        (call,) = echoes(made, "x", timeout=0.5)
         await server.commands(1)
         over = False
 
@@ -78,7 +78,7 @@ async def test_a_server_that_never_stops_talking_keeps_nobody_beyond_the_deadlin
         began = time.monotonic()
         with pytest.raises(MaybeSent):
             await call
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         over = True
         await chattering
 

@@ -215,6 +215,21 @@ async def test_a_started_call_that_finds_a_new_map_forgets_who_left_it(cluster: 
         assert stranger not in made._pools
 
 
+@pytest.mark.asyncio
+async def test_a_close_that_is_cancelled_closes_every_connection(cluster: Cluster) -> None:
+    async with async_transport(cluster.url, timeout=5) as made:
+        for node in await made.nodes():
+            await made.send_to(node, Request(pack("PING"), None), 5)
+        lanes = [pool._lane for pool in made._pools.values()]
+        closing = asyncio.create_task(made.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        async with asyncio.timeout(5):
+            for lane in lanes:
+                await lane.closed
+
+
 def test_a_started_call_is_let_go_with_its_transport(cluster: Cluster) -> None:
     """Where a call that was not sent would be tried again: not without the loop."""
     made: Any = open_async_transport(cluster.url, timeout=2, max_connections=2)

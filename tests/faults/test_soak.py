@@ -122,4 +122,3 @@ async def test_memory_and_files_stay_flat(server: Server, seconds: int) -> None:
     assert load.ends["done"] > 100 * seconds, shown
     assert load.ends["given up"] > 5 * seconds, shown
     assert load.ends["unknown"] > 0, shown
-    print(seconds, load.ends, cuts, samples[WARM], samples[-1])
