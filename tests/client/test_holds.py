@@ -315,7 +315,8 @@ def test_what_the_observer_hears(make: Make) -> None:
 # --- Without the server
 
 
-def test_degraded(make: Make, tmp_path: Any) -> None:
+def test_degraded(make: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", float("inf"))
     open_plan = Plan(
         "open",
         includes=[Bucket("api", 5, "1m", on_error="allow"), Slots("jobs", 5), Pool("credits", 5)],
@@ -323,7 +324,6 @@ def test_degraded(make: Make, tmp_path: Any) -> None:
     )
     meter = make([open_plan], url=f"unix://{tmp_path}/none", timeout=0.2)
     meter.raw._store.ready = True  # as if the server had gone away meanwhile
-    meter.raw._store._looked = float("inf")
     with reserve(meter, "acme", "api", keepalive=True) as hold:
         assert hold.decision.degraded
         hold.renew(5)

@@ -25,6 +25,12 @@ PLAN = Plan("base", default=True, includes=[Pool("tokens", 100), Bucket("api", 5
 RETENTION_MS = 86_400_000
 
 
+@pytest.fixture(autouse=True)
+def no_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at the catalog meanwhile."""
+    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", float("inf"))
+
+
 class Server:
     """Plays the server's part in flows: keeps what was asked, answers what it was told to."""
 
@@ -34,7 +40,6 @@ class Server:
             session, KEYS, plans=(PLAN,), apply=False, manual=True, accept_eviction=False
         )
         self.store.ready = True
-        self.store._looked = float("inf")
         self.operations = Operations(
             session, self.store, KEYS, clock=lambda: NOW, op_retention_ms=RETENTION_MS
         )
