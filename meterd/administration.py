@@ -214,7 +214,7 @@ class Administration:
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
-            raise self._unknown(subject, name)
+            raise self._unknown(subject, "pool, bucket or slots", name)
 
     def adjust(self, subject: Subject, name: str, used: int) -> Flow[None]:
         """Sets what was used of a limit."""
@@ -240,12 +240,12 @@ class Administration:
             harmless=True,
         )
         if reply[0] == wire.UNKNOWN:
-            raise self._unknown(subject, name)
+            raise self._unknown(subject, "pool or bucket", name)
 
-    def _unknown(self, subject: Subject, name: str) -> PolicyError:
+    def _unknown(self, subject: Subject, kinds: str, name: str) -> PolicyError:
         known = sorted({n for plan in self.store.catalog.plans.values() for n in plan.limits})
         return PolicyError(
-            f"{subject!r} has no pool, bucket or slots {name!r}; limits of the catalog: "
+            f"{subject!r} has no {kinds} {name!r}; limits of the catalog: "
             f"{', '.join(known) or 'none'}"
         )
 

@@ -49,7 +49,7 @@ class AsyncHold(HoldBase):
         if self._degraded:
             return self.decision
         return await self._carried_through(
-            "commit", lambda: self._holds.commit(self._path, self.id, settled)
+            "commit", lambda: self._holds.commit(self._path, self.id, settled, self._held)
         )
 
     def release(self) -> PendingEnd[None]:

@@ -197,7 +197,8 @@ class Meter(MeterBase):
         """Charges as `consume` does, until the hold is committed, released, or `ttl` seconds old.
 
         With `with`, leaving the block commits what `hold.spend` counted, else what was reserved; an
-        exception releases it unless something was counted. `op` becomes the hold's id.
+        exception releases it unless something was counted. `op` becomes the hold's id: the same
+        call again finds the same hold, whatever became of it.
         `keepalive`: the hold is renewed as long as it is neither finished nor let go of. Raises as
         `consume`; after `OutcomeUnknown` what may be held comes back once `ttl` has passed.
         """

@@ -53,7 +53,7 @@ class Hold(HoldBase):
         self._rest()
         if self._degraded:
             return self.decision
-        flow = self._holds.commit(self._path, self.id, settled)
+        flow = self._holds.commit(self._path, self.id, settled, self._held)
         return self._meter._call("commit", self.subject, flow)
 
     def release(self) -> None:

@@ -108,10 +108,7 @@ class HoldBase:
         return self._decision.allowed and not self._degraded and any(charged)
 
     def _settlement(self, actual: Actual) -> wire.Costs | None:
-        """What a commit sends. None: all as held, where only the server knows what that is.
-
-        In the process that reserved it is spelt out: so it is charged even if the hold is over.
-        """
+        """What a commit says: what was given or, without that, tallied; None: all as held."""
         self._refuse_refused()
         given: Mapping[str, int]
         if actual is None:
@@ -133,8 +130,7 @@ class HoldBase:
                 f"actual: {shown(actual)} does not say of what: the hold is of {listed}; "
                 "allowed: a mapping of cost names to amounts, or None"
             )
-        whole = {**(self._held or {}), **given}
-        return wire.encode_costs(whole) if whole else None
+        return wire.encode_costs(given) if given else None
 
     def _committing(self, actual: Actual) -> wire.Costs | None:
         """From here on it counts as ended, whatever comes of it."""

@@ -127,12 +127,22 @@ class Holds:
                 return Reserved(decision, hold_id, path, packed)
             yield Sleep(pause)
 
-    def commit(self, path: Path, hold_id: str, costs: wire.Costs | None) -> Flow[Decision]:
+    def commit(
+        self,
+        path: Path,
+        hold_id: str,
+        costs: wire.Costs | None,
+        held: Mapping[str, int] | None = None,
+    ) -> Flow[Decision]:
         """Settles a hold by what was used; None: by what it holds, if it is still open.
 
-        What is committed of a hold that is over is charged as `report` does.
+        What is committed of a hold that is over is charged as `report` does. `held`: what is known
+        to be held, spelt out where `costs` do not name it, so that it is charged even then.
         """
         request = wire.digest("commit", path.keys, None if costs is None else _pairs(costs))
+        if held is not None:
+            given = {} if costs is None else dict(zip(costs.names, costs.values, strict=True))
+            costs = wire.encode_costs({**held, **given})
         names, amounts = (b"", b"") if costs is None else (costs.joined, costs.amounts)
         reply = yield from self._end("commit", path, hold_id, request, [names, amounts])
         if reply[0] == wire.UNKNOWN:

@@ -9,6 +9,7 @@ from typing import Any, assert_type
 
 import meterd
 from meterd import (
+    AsyncHold,
     AsyncMeter,
     Bucket,
     CatalogMismatch,
@@ -16,6 +17,8 @@ from meterd import (
     Decision,
     Diff,
     Flag,
+    Hold,
+    HoldState,
     LimitState,
     Meter,
     OutcomeUnknown,
@@ -44,6 +47,7 @@ def plans() -> list[Plan]:
             Bucket("api", 60, "1m"),
             Bucket("burst", 60, timedelta(minutes=1), algorithm="token", burst=90, auto=1),
             Bucket("open", 60, "1m", algorithm="fixed", on_error="allow"),
+            Slots("jobs", 10, rates={"jobs": 1, "big-jobs": 4}),
             Flag("export"),
         ],
         default=True,
@@ -95,8 +99,21 @@ def sync() -> None:
         decisions(meter.consume("acme", "tokens", wait="500ms", op="request-1"))
         decisions(meter.report("acme", "tokens", 5, op="request-2"))
         decisions(meter.refund("acme", "tokens", 5))
+        with meter.reserve("acme", {"jobs": 1, "tokens": 500}, ttl="10m", op="call-1") as hold:
+            assert_type(hold, Hold)
+            decisions(hold.decision)
+            hold.spend("tokens", 5)
+            hold.spend({"tokens": 5, "image": 1})
+            hold.renew(timedelta(minutes=1))
+        taken = meter.reserve(("acme", "a/b"), "tokens", 5, ttl=2.5, wait=1, keepalive=True)
+        if taken:
+            decisions(taken.commit(3))
+        decisions(meter.hold("acme", taken.id).commit({"tokens": 3}))
+        meter.hold("acme", "call-2").release()
         usage = meter.usage("acme")
         assert_type(usage, Usage)
+        assert_type(usage.levels[0].holds, tuple[HoldState, ...])
+        assert_type(usage.levels[0].holds[0].amounts, Mapping[str, int])
         assert_type(list(usage), list[LimitState])
         assert_type(usage.plans, dict[str, str])
         diff = meter.apply(plans(), dry_run=True, remove=["old"])
@@ -131,6 +148,14 @@ async def awaited() -> None:
         one, two = await asyncio.gather(meter.consume("a", "x"), meter.usage("a"))
         assert_type(one, Decision)
         assert_type(two, Usage)
+        async with meter.reserve("acme", {"jobs": 1, "tokens": 500}, ttl="10m") as hold:
+            assert_type(hold, AsyncHold)
+            hold.spend("tokens", 5)
+            await hold.renew(60)
+        taken = await meter.reserve("acme", "tokens", 5, keepalive=True)
+        decisions(await taken.commit(3))
+        decisions(await meter.hold("acme", taken.id).commit())
+        await meter.hold("acme", "call-2").release()
         assert_type(await meter.apply(), Diff)
         assert_type(await meter.plans(), dict[str, Plan])
         await meter.subscribe("acme", "free")
@@ -161,6 +186,10 @@ def mistakes(meter: Meter, later: AsyncMeter) -> None:
     Pool("credits", 5, "month", "calendar")  # type: ignore[call-arg]
     Plan("p", includes=["credits"])  # type: ignore[list-item]
     meterd.Mter("redis://localhost")  # type: ignore[attr-defined]
+    Slots("jobs", 5, {"jobs": 1})  # type: ignore[call-arg]
+    meter.reserve("acme", "jobs", 1, 60)  # type: ignore[call-arg]
+    meter.hold("acme", "x").commit("tokens")  # type: ignore[arg-type]
+    print(later.reserve("acme", "jobs").id)  # type: ignore[attr-defined]
     list(later.consume("acme", "tokens"))  # type: ignore[call-overload]
     print(later.consume("acme", "tokens").allowed)  # type: ignore[attr-defined]
     print(later.usage("acme")["credits"])  # type: ignore[index]

@@ -9,10 +9,11 @@ from meterd.catalog import Diff
 from meterd.cli.params import path_text
 from meterd.describe import charges, rule
 from meterd.policy import Plan
-from meterd.result import Decision, LimitState, Usage
+from meterd.result import Decision, Level, LimitState, Usage
 from meterd.term import Look, columns, number, span, table
 
 _BAR_WIDTH = 20
+_HOLDS_SHOWN = 10
 
 
 def decision_text(decision: Decision, look: Look) -> str:
@@ -99,7 +100,7 @@ def _when(state: LimitState, now: datetime, look: Look, waits: bool) -> str:
 
 
 def usage_text(usage: Usage, look: Look) -> str:
-    """Each level's plans, overrides and limits."""
+    """Each level's plans, limits, overrides and open holds."""
     now = datetime.now(UTC)
     lines = []
     for level in usage.levels:
@@ -114,9 +115,24 @@ def usage_text(usage: Usage, look: Look) -> str:
             fields = ", ".join(f"{name} {number(value)}" for name, value in change.fields.items())
             until = f" until {local_time(change.expires, now)}" if change.expires else ""
             lines.append(f"  override {look.clean(change.name)}: {fields}{until}")
+        lines += ["  " + look.clean(line) for line in hold_lines(level, now)]
     if not usage.levels:
         lines.append(f"{look.clean(path_text(usage.subject))}: nothing is known of it")
     return "\n".join(lines)
+
+
+def hold_lines(level: Level, now: datetime) -> list[str]:
+    """A line per open hold, those that end first; how many more there are."""
+    lines = []
+    for hold in level.holds[:_HOLDS_SHOWN]:
+        held = ", ".join(f"{name} {number(amount)}" for name, amount in hold.amounts.items())
+        spent = ", ".join(f"{name} {number(n)}" for name, n in hold.tallied.items() if n)
+        used = f" (used {spent})" if spent else ""
+        lines.append(f"hold {hold.id}: {held}{used} until {local_time(hold.expires, now)}")
+    if level.open_holds > len(lines):
+        more = level.open_holds - len(lines)
+        lines.append(f"{number(more)} more open hold{'s' if more > 1 else ''}")
+    return lines
 
 
 def local_time(moment: datetime, now: datetime) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meterd.catalog import merge
-from meterd.policy import Bucket, Flag, Limit, Plan, Pool
+from meterd.policy import Bucket, Flag, Limit, Plan, Pool, Slots
 from meterd.replay.inputs import Selection
 from meterd.replay.source import InputError
 from meterd.timespec import closest
@@ -43,7 +43,12 @@ class Choice:
     def cost_names(self) -> tuple[str, ...]:
         """Every cost name that a pool or bucket charges, in the limits' order."""
         names = [n for lim in self.limits if not isinstance(lim, Flag) for n in lim.charges]
-        return tuple(dict.fromkeys(names))
+        return tuple(n for n in dict.fromkeys(names) if n not in self.reserved)
+
+    @property
+    def reserved(self) -> dict[str, str]:
+        """Cost names that only a reservation charges, with the slots they take."""
+        return {n: lim.name for lim in self.limits if isinstance(lim, Slots) for n in lim.charges}
 
 
 def choose(plans: Sequence[Plan], plan_id: str | None = None) -> Choice:
@@ -87,6 +92,10 @@ def check_costs(choice: Choice, names: Sequence[str]) -> None:
     """Raise `InputError` when a cost would reach nothing: every row would be refused for it."""
     known = {*choice.cost_names, *(lim.name for lim in choice.limits if isinstance(lim, Flag))}
     for name in names:
+        if name in choice.reserved:
+            raise InputError(
+                f"cost {name!r} takes slots {choice.reserved[name]!r}, and rows do not say how long"
+            )
         if name not in known:
             charged = ", ".join(choice.cost_names) or "nothing"
             raise InputError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from meterd import Meter
 from tests.cli.helpers import Run, data_of
 
 
@@ -33,6 +36,30 @@ def test_show_two_levels(stocked: Run) -> None:
     text = stocked("show", "acme/ana").stdout
     assert "acme/ana  plan pro (base)" in text
     assert "3 / 100" in text
+
+
+def test_show_open_holds(stocked: Run) -> None:
+    with Meter(prefix=os.environ["METERD_PREFIX"]) as meter:
+        meter.subscribe("acme", "pro")
+        first = meter.reserve("acme", {"jobs": 2, "credits": 1500 // 3}, ttl="30m", op="import 7")
+        others = [meter.reserve("acme", "jobs", 0, ttl="1h") for _ in range(2)]
+        assert first
+        assert all(others)
+    text = stocked("show", "acme").stdout
+    assert "2 / 10" in text
+    assert "  hold import 7: jobs 2, credits 500 until " in text
+    assert text.count("hold ") == 1  # of nothing, nothing is held
+    (level,) = data_of(stocked("show", "acme", "--json"))["levels"]
+    assert level["open_holds"] == 1
+    assert level["holds"][0]["amounts"] == {"jobs": 2, "credits": 500}
+    with Meter(prefix=os.environ["METERD_PREFIX"]) as meter:
+        for _ in range(8):
+            assert meter.reserve("acme", "jobs")
+        for _ in range(3):
+            assert meter.reserve("acme", "credits")
+    text = stocked("show", "acme").stdout
+    assert text.count("  hold ") == 10
+    assert "  2 more open holds" in text
 
 
 def test_ls(stocked: Run) -> None:

@@ -56,11 +56,25 @@ def test_both_limiters_have_the_same_verbs_and_signatures(server: Server) -> Non
         assert parameters(getattr(one, name)) == parameters(getattr(two, name)), name
 
 
+def test_both_holds_have_the_same_names_and_signatures(server: Server) -> None:
+    one: Any = Meter(server.url).hold("acme", "x")
+    two: Any = AsyncMeter(server.url).hold("acme", "x")
+    assert public(type(one)).keys() == public(type(two)).keys()
+    assert {"commit", "decision", "release", "renew", "spend"} < public(type(one)).keys()
+    for name, found in public(type(one)).items():
+        if callable(found):
+            assert parameters(getattr(one, name)) == parameters(getattr(two, name)), name
+
+
 PROMISED = {
     "check": "(subject, costs, amount=1, *, join=None)",
     "consume": "(subject, costs, amount=1, *, op=None, join=None, wait=0)",
     "report": "(subject, costs, amount=1, *, op=None, join=None)",
     "refund": "(subject, costs=None, amount=1, *, of=None, op=None)",
+    "reserve": (
+        "(subject, costs, amount=1, *, ttl=60, op=None, join=None, wait=0, keepalive=False)"
+    ),
+    "hold": "(subject, hold_id)",
     "usage": "(subject, *, join=None)",
     "apply": "(plans=None, *, dry_run=False, remove=())",
     "subscribe": (

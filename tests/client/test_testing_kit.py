@@ -15,6 +15,7 @@ import pytest
 
 from meterd import Bucket, Code, Meter, MeterdError, Plan, Pool, Unavailable
 from meterd.testing import ManualClock, async_fake, fake
+from tests.client import hold_tools
 from tests.client.meter_tools import PLANS, AnyMeter, fresh_prefix
 from tests.support.servers import Server
 
@@ -73,6 +74,23 @@ def test_a_fake_is_a_whole_meter(make_fake: Any) -> None:
         assert meter.consume("ana", "tokens", 6).balance == 94
         assert meter.subjects() == ["ana"]
         assert meter.forget("ana") == 2
+
+
+def test_a_fake_reserves(make_fake: Any) -> None:
+    clock = ManualClock()
+    with make_fake(hold_tools.PLANS, clock=clock) as meter:
+        holds = [
+            hold_tools.reserve(meter, "acme/ana", {"jobs": 4, "tokens": 50}, ttl=10 + n)
+            for n in range(3)
+        ]
+        assert [bool(hold) for hold in holds] == [True, True, False]
+        with holds[1] as hold:
+            hold.spend("tokens", 7)
+        assert hold_tools.used(meter) == (4, 57)
+        clock.advance(seconds=10)
+        assert hold_tools.used(meter) == (0, 7)
+        assert holds[0].commit()["credits"].applied == 50
+        assert meter.usage("acme").levels[0].open_holds == 0
 
 
 def test_every_fake_is_its_own_store(make_fake: Any) -> None:

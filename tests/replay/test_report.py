@@ -7,7 +7,7 @@ import json
 import click
 import pytest
 
-from meterd.policy import Bucket, Flag, Plan, Pool
+from meterd.policy import Bucket, Flag, Plan, Pool, Slots
 from meterd.replay import InputError, Report, Selection, built_in, check_costs, choose, render
 from meterd.replay.inputs import Cost
 from meterd.replay.records import Problem
@@ -108,6 +108,12 @@ def test_choosing_a_plan() -> None:
     check_costs(choice, ["tokens", "sso"])
     with pytest.raises(InputError, match=r"charges tokens; did you mean 'tokens'"):
         check_costs(choice, ["token"])
+    jobs = Plan(
+        "jobs", includes=[Slots("jobs", 5), Bucket("all", 9, "1m", rates={"jobs": 1, "x": 1})]
+    )
+    assert choose([jobs]).cost_names == ("x",)
+    with pytest.raises(InputError, match="cost 'jobs' takes slots 'jobs', and rows do not say how"):
+        check_costs(choose([jobs]), ["jobs"])
     with pytest.raises(InputError, match="which plan"):
         choose([PRO, other])
     with pytest.raises(InputError, match="no plan 'prp'; there are pro, other; did you mean"):
