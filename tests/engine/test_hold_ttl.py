@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -114,6 +115,7 @@ def test_what_has_ended_leaves_nothing(holder: Holder) -> None:
     holder.reserve("api", ttl=1)
     holder.release(holder.reserve("api").id)
     holder.commit(holder.reserve("api").id)
+    time.sleep(0.005)
     holder.meter.consume("a", "api")
     record, held, order = holder.keys()
     assert not holder.client.exists(held, order)

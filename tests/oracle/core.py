@@ -1,4 +1,4 @@
-"""What every call shares: the clock, the stored levels, operation ids, and how a call is written."""
+"""What every call shares: the clock, the stored levels, operation ids, how a call is written."""
 
 from __future__ import annotations
 

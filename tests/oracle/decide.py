@@ -16,7 +16,7 @@ from tests.oracle.requests import Amounts
 
 @dataclass(slots=True)
 class ODecision:
-    """The answer to check, consume, report, refund, reserve and commit. `refused` holds entries of `limits`."""
+    """The answer of every verb that decides. `refused` holds entries of `limits`."""
 
     allowed: bool
     code: str

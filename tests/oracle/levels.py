@@ -46,9 +46,9 @@ class Levels:
     def stored(self, path: Path, now: int) -> Record | None:
         """What was last written, unless it has expired."""
         record = self.records.get(path[0], {}).get(path)
-        if record is not None and record.first_sight and self.expire_first_sight:
-            if records.settled(record, now).as_new(now):
-                return None
+        expires = record is not None and record.first_sight and self.expire_first_sight
+        if record is not None and expires and records.settled(record, now).as_new(now):
+            return None
         return record
 
     def views(self, path: Path, join: str | None, now: int) -> list[View]:

@@ -29,7 +29,7 @@ from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
 from tests.oracle.plans import check_override, merge
 from tests.oracle.records import Override
-from tests.oracle.requests import Costs, Subject, amounts_of, check_amount, path_of
+from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
 
 
 @dataclass(slots=True)
