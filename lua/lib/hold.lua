@@ -41,8 +41,8 @@ end
 local function unpacked(raw)
   local e = munpack(raw)
   local parts, names = {}, #e[2]
-  if names < 1 or concat(e[2]) == "" then
-    error("no names", 0)
+  if names < 1 or concat(e[2]) == "" or #e[5] < 1 then
+    error("not the hold of anything", 0)
   end
   check_numbers(1, e)
   check_numbers(names, e[3])

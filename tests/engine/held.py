@@ -1,4 +1,4 @@
-"""What the tests of holds share: calling, looking at what is stored, and what has to be true of it."""
+"""What the tests of holds share: calling, looking at what is stored, what has to be true of it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def read(client: redis.Redis, meter: Meter, record: bytes, held: bytes, order: b
 
 
 def assert_sound(client: redis.Redis, meter: Meter) -> int:
-    """What is true of every record and its holds after every call. Returns how many holds there are."""
+    """What is true of every record and its holds after every call. Returns how many there are."""
     seen = 0
     prefix = meter._keys.prefix.encode()
     loose = {

@@ -257,7 +257,7 @@ def world(server: Any) -> Iterator[World]:
 
 
 def extra(policies: dict[bytes, bytes], *moves: Sequence[Any], held: Sequence[int] = ()) -> bytes:
-    """What a call may bring along: policies by name, moves (level, from, old, to), levels with holds."""
+    """What a call may bring along: policies, moves (level, from, old, to), levels with holds."""
     value = {"p": policies, "m": moves, **({"h": held} if held else {})}
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed

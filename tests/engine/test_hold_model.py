@@ -1,19 +1,22 @@
-"""Holds on a real server beside the model: random calls, the same answers, and nothing left behind."""
+"""Holds on a real server beside the model: random calls, the same answers, nothing left."""
 
 from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import fakeredis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, errors
+from meterd.scripts import Scripts
 from meterd.testing import ManualClock
 from meterd.testing.cleanup import remove_prefix
+from meterd.testing.prelude import prelude
 from tests.engine.held import Holder, assert_sound
 from tests.oracle import errors as oracle_errors
 from tests.oracle.model import Oracle
@@ -70,6 +73,7 @@ def random_plans(rng: random.Random) -> list[Plan]:
     ]
 
 
+Make = Callable[[ManualClock, list[Plan]], tuple[Meter, Any]]
 _SAME = (
     errors.PolicyError,
     errors.OpConflict,
@@ -82,13 +86,13 @@ _SAME = (
 class Run:
     """One store and one model, fed the same calls about holds and about what they meet."""
 
-    def __init__(self, rng: random.Random, server: servers.Server, prefix: str) -> None:
+    def __init__(self, rng: random.Random, make: Make) -> None:
         self.rng = rng
         clock = ManualClock(START_MS + rng.randint(0, 10**9))
         plans = random_plans(rng)
-        meter = Meter(server.url, prefix=prefix, clock=clock, plans=plans, timeout=10)
-        self.holder = Holder(meter.open(), server.client(), clock)
-        self.clock, self.meter = clock, meter
+        self.meter, client = make(clock, plans)
+        self.holder = Holder(self.meter, client, clock)
+        self.clock = clock
         self.oracle = Oracle(plans, start_ms=clock.now_ms, expire_first_sight=False)
         self.log = [f"plans={plans}"]
         self.ids: list[tuple[str, str, dict[str, int]]] = [("a", "never", {"jobs": 1})]
@@ -256,7 +260,12 @@ class Run:
 
 def run(rng: random.Random, steps: int, server: servers.Server) -> None:
     prefix = f"hold-{secrets.token_hex(4)}"
-    made = Run(rng, server, prefix)
+
+    def make(clock: Any, plans: Any) -> tuple[Meter, Any]:
+        meter = Meter(server.url, prefix=prefix, clock=clock, plans=plans, timeout=10)
+        return meter.open(), server.client()
+
+    made = Run(rng, make)
     try:
         for _ in range(steps):
             made.step()
@@ -271,12 +280,38 @@ def own() -> Iterator[servers.Server]:
         yield started
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
 def test_engine_and_model_agree_on_holds(own: servers.Server, rng: random.Random) -> None:
     run(rng, 30, own)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_engine_and_model_agree_for_longer(own: servers.Server, seed: int) -> None:
     run(random.Random(seed), 250, own)
+
+
+def test_engine_and_model_agree_on_every_server(matrix_server: servers.Server) -> None:
+    run(random.Random(50), 200, matrix_server)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_engine_and_model_agree_on_a_fake() -> None:
+    def make(clock: Any, plans: Any) -> tuple[Meter, Any]:
+        client = fakeredis.FakeRedis(
+            server=fakeredis.FakeServer(server_type="valkey", version=(8,))
+        )
+        scripts = Scripts(prelude=prelude())
+        return Meter(client=client, plans=plans, clock=clock, scripts=scripts).open(), client
+
+    made = Run(random.Random(60), make)
+    for _ in range(120):
+        made.step()
+    made.meter.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_engine_and_model_agree_for_very_long(own: servers.Server) -> None:
+    for seed in range(1000, 1300):
+        run(random.Random(seed), 250, own)

@@ -236,11 +236,9 @@ def test_only_a_reservation_takes_slots(begin: Begin, verb: str) -> None:
     holder = begin(Slots("x", 5), Pool("y", 5, rates={"y": 1, "x": 1}))
     holder.reserve("x", 2)
     before = holder.stored()
+    how = {"used": 1} if verb == "adjust" else {}
     with pytest.raises(PolicyError, match="slots"):
-        if verb == "adjust":
-            holder.meter.adjust("a", "x", used=1)
-        else:
-            getattr(holder.meter, verb)("a", {"y": 1, "x": 1})
+        getattr(holder.meter, verb)("a", "x", **how)
     assert holder.stored() == before
     assert not holder.meter.check("a", "x", 4)
     assert holder.meter.check("a", "x", 3)

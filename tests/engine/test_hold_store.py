@@ -42,7 +42,7 @@ def test_the_id_of_a_hold_that_expired_can_be_reserved_again(holder: Holder, tou
         holder.touch()
     holder.reserve({"jobs": 3, "credits": 5}, op="job")
     assert_sound(holder.client, holder.meter)
-    assert holder.used("jobs"), holder.used("credits") == (3, 5)
+    assert (holder.used("jobs"), holder.used("credits")) == (3, 5)
     assert holder.commit("job", {"credits": 4}).limits
     assert (holder.used("jobs"), holder.used("credits")) == (0, 4)
     assert assert_sound(holder.client, holder.meter) == 0

@@ -42,13 +42,14 @@ OP = st.text(alphabet="a/%:{}\x00é", min_size=1, max_size=8)
 def all_keys(path: tuple[str, ...], op: str) -> list[bytes]:
     found = KEYS.path(path)
     metas = [KEYS.meta(KEYS.path(path[: i + 1])) for i in range(len(path))]
-    return [*found.keys, *metas, KEYS.op(found, op)]
+    holds = [key for level in range(1, len(path) + 1) for key in KEYS.holds(found, level)]
+    return [*found.keys, *metas, *holds, KEYS.op(found, op), KEYS.hold_end(found, op)]
 
 
 @given(paths=st.lists(PATH, min_size=2, max_size=6, unique=True), ops=st.tuples(OP, OP))
 @settings(deadline=None)
 def test_no_two_things_share_a_key(paths: list[tuple[str, ...]], ops: tuple[str, str]) -> None:
-    """Records, metas and operation ids of any subjects, and records of limiters."""
+    """Records, metas, holds, operation ids and ends of holds, and records of limiters."""
     owners: dict[bytes, Any] = {}
     for path in paths:
         found = KEYS.path(path)
@@ -56,9 +57,13 @@ def test_no_two_things_share_a_key(paths: list[tuple[str, ...]], ops: tuple[str,
             assert owners.setdefault(key, ("record", path[:level])) == ("record", path[:level])
             meta = KEYS.meta(KEYS.path(path[:level]))
             assert owners.setdefault(meta, ("meta", path[:level])) == ("meta", path[:level])
+            for kind, held in zip(("holds", "ends"), KEYS.holds(found, level), strict=True):
+                assert owners.setdefault(held, (kind, path[:level])) == (kind, path[:level])
         for op in ops:
             mine = ("op", path[0], op)
             assert owners.setdefault(KEYS.op(found, op), mine) == mine
+            over = ("end", path[0], op)
+            assert owners.setdefault(KEYS.hold_end(found, op), over) == over
         for name in ("login", "a"):
             mine = ("limiter", name, path)
             assert owners.setdefault(KEYS.limiter(name, path).keys[0], mine) == mine
@@ -202,7 +207,8 @@ def test_patterns_match_what_they_should_and_nothing_else(
     )
     for path in everything:
         found = keys.path(path)
-        values = {found.keys[-1]: b"", keys.meta(found): b"", keys.op(found, op): b""}
+        mine = (keys.meta(found), keys.op(found, op), keys.hold_end(found, op))
+        values = dict.fromkeys((found.keys[-1], *mine, *keys.holds(found, len(path))), b"")
         client.mset(
             {**values, keys.limiter("l", path).keys[0]: b"", other.path(path).keys[-1]: b""}
         )
@@ -218,8 +224,11 @@ def test_patterns_match_what_they_should_and_nothing_else(
         below = {p for p in everything if p[: len(path)] == path and p != path}
         assert scan(keys.below_pattern(found)) == {keys.path(p).keys[-1] for p in below}
         assert scan(keys.below_pattern(found, b"m")) == {keys.meta(keys.path(p)) for p in below}
-        ops = scan(keys.ops_pattern(found))
-        assert ops == {keys.op(keys.path(path), op)}
+        held = {keys.holds(keys.path(p), len(p)) for p in below}
+        assert scan(keys.below_pattern(found, b"h")) == {key for key, _ in held}
+        assert scan(keys.below_pattern(found, b"x")) == {key for _, key in held}
+        assert scan(keys.ops_pattern(found)) == {keys.op(found, op)}
+        assert scan(keys.ops_pattern(found, b"e")) == {keys.hold_end(found, op)}
         # By root the pattern may name other roots that begin alike; the client tells them apart.
         named = {keys.parse_subject(key) for key in scan(keys.subjects_pattern(path[0]))}
         assert named >= {p for p in everything if p[0] == path[0]}

@@ -65,3 +65,23 @@ def test_an_override_costs_memory_only_while_it_lasts(make: Make, client: redis.
     assert len(client.get(key)) > before
     meter.override(SUBJECT, "credits", clear=True)
     assert len(client.get(key)) == before
+
+
+def test_a_hold_costs_memory_only_while_it_is_open(make: Make, client: redis.Redis) -> None:
+    """Six bytes of the record, and two small keys for all of its holds."""
+    clock = ManualClock()
+    meter = make([plan("sliding", "fixed", "token")], clock=clock)
+    meter.consume(SUBJECT, "credits", 1)
+    path = meter._keys.path(SUBJECT)
+    (key,), held = path.keys, meter._keys.holds(path, 1)
+    before = len(client.get(key))
+    holds = [meter.reserve(SUBJECT, "credits") for _ in range(8)]
+    assert len(client.get(key)) == before + 6
+    assert sum(client.memory_usage(name, samples=0) for name in held) < 8 * 350
+    for hold in holds[:4]:
+        hold.commit()
+    assert client.exists(*held) == 2
+    clock.advance(seconds=60)
+    meter.consume(SUBJECT, "credits", 1)
+    assert len(client.get(key)) == before
+    assert not client.exists(*held)
