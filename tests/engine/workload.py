@@ -22,7 +22,6 @@ def plans(*, more: int = 0) -> list[Plan]:
             includes=[
                 Pool("credits", 100 + more, "month", anchor="calendar", tz="America/Santiago"),
                 Bucket("api", 50, "1m", rates={"api": 1, "credits": 1}),
-                Slots("jobs", 4),
                 Flag("sso"),
                 Slots("jobs", 20),
             ],
@@ -91,34 +90,6 @@ def charge(meter: Meter, root: str) -> None:
         meter.refund(subject, "credits", 1, op=f"b{len(subject)}")
         meter.usage(subject)
     meter.consume(root, "seats", join="extra")
-    for subject in ((root,), (root, "team"), (root, "team", "ana"), (root, "a/b", "%", "d")):
-        reserve(meter, subject)
-
-
-def reserve(meter: Meter, subject: tuple[str, ...]) -> None:
-    """Holds, ended in every way."""
-    hold = meter.reserve(subject, {"jobs": 1, "credits": 2}, op=f"h{len(subject)}/%")
-    other = meter.reserve(subject, "credits")
-    path, spent = meter._keys.path(subject), wire.encode_costs("credits")
-    for act in (
-        lambda: meter.reserve(subject, {"jobs": 1, "credits": 2}, op=hold.id),
-        lambda: meter.reserve(subject, "jobs", op=hold.id),  # taken
-        lambda: meter.reserve(subject, "credits", 10**6),  # refused
-        lambda: meter.usage(subject),
-        lambda: meter._run(meter._holds.tally(path, hold.id, spent, None)),
-        lambda: meter._run(meter._holds.tally(path, hold.id, spent, 5000)),
-        lambda: hold.renew(3600),
-        lambda: hold.commit({"credits": 1}),
-        lambda: hold.commit({"credits": 1}),
-        hold.release,  # it was committed
-        other.release,
-        other.release,
-        lambda: meter.hold(subject, "nobody").commit(),
-        lambda: meter.hold(subject, "nobody").renew(5),
-        lambda: meter.reserve(subject, "jobs"),  # never ended
-    ):
-        with contextlib.suppress(MeterdError):
-            act()
 
 
 def hold(meter: Meter, subject: tuple[str, ...]) -> None:
