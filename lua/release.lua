@@ -30,6 +30,9 @@ local function release(keys, args)
     finish.settle(count, id, entries, kept, now)
     for i = 1, count do
       slices[i] = nil
+      if not entries[i] then
+        levels[i].fresh, levels[i].moved = false, false
+      end
     end
     charge.commit(count, now, passed, end_key, STATUS_DONE)
   end

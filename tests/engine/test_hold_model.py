@@ -280,7 +280,7 @@ def own() -> Iterator[servers.Server]:
         yield started
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
 def test_engine_and_model_agree_on_holds(own: servers.Server, rng: random.Random) -> None:
     run(rng, 30, own)

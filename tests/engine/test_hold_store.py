@@ -176,3 +176,23 @@ def test_thousands_expire_in_one_call(holder: Holder) -> None:
     assert holder.used("credits") == 0
     assert holder.stored().entries.keys() == {later.id}
     assert assert_sound(holder.client, holder.meter) == 1
+
+
+def test_a_level_that_has_no_part_is_left_alone(holder: Holder) -> None:
+    """Also where the catalog has changed: it is brought up when something is charged there."""
+    meter, client = holder.meter, holder.client
+    record, *_ = holder.keys()
+    for verb in ("release", "renew", "tally"):
+        hold = holder.reserve("desks", subject="a/team")
+        meter.apply([plan(Pool("credits", 101 + len(verb)), *BUCKETS, Slots("jobs", 5))])
+        before = client.get(record)
+        if verb == "release":
+            hold.release()
+        elif verb == "renew":
+            hold.renew(90)
+        else:
+            holder.tally(hold.id, {"desks": 1}, subject="a/team")
+        assert client.get(record) == before
+        assert meter.consume("a", "credits")
+        assert client.get(record) != before
+    assert_sound(client, meter)
