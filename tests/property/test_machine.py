@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from meterd import Plan
 from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
+from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
 from tests.property.machine import Batches, Machine
 from tests.support.servers import Server, available, start
@@ -37,6 +38,16 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
 }
 
 
+class AnyHolder(AnyMeter):
+    """Its holds are as synchronous as it is itself."""
+
+    def reserve(self, *args: Any, **named: Any) -> Any:
+        return reserve(AnyMeter(self.raw, self.runner), *args, **named)
+
+    def hold(self, subject: Any, hold_id: str) -> Any:
+        return known(AnyMeter(self.raw, self.runner), subject, hold_id)
+
+
 def run(rng: random.Random, steps: int, url: str, way: str = "sync") -> int:
     """One machine on one store of its own. Returns how many operations it compared."""
     prefix = f"machine-{uuid.uuid4().hex[:8]}"
@@ -45,7 +56,8 @@ def run(rng: random.Random, steps: int, url: str, way: str = "sync") -> int:
     runner = asyncio.Runner() if asynchronous else None
 
     def make(clock: Any, plans: list[Plan]) -> AnyMeter:
-        made.append(build(runner, url, prefix=prefix, clock=clock, plans=plans, timeout=10))
+        meter = build(runner, url, prefix=prefix, clock=clock, plans=plans, timeout=10)
+        made.append(AnyHolder(meter.raw, runner))
         return made[0]
 
     try:
