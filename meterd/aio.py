@@ -27,6 +27,7 @@ from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
 from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
+from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
 from meterd.result import Decision, Usage
 from meterd.shapes import Shapes
 from meterd.timespec import Seconds
@@ -110,10 +111,19 @@ class AsyncMeter(MeterBase):
         self._observe(verb, subject, outcome_of(result), started)
         return result
 
-    def _call(self, verb: str, subject: Subject, flow: Flow[T]) -> Pending[T]:
-        if self._observer is None:
-            return Pending(verb, self._run(flow))
-        return Pending(verb, self._observed(verb, subject, self._run(flow)))
+    def _call(self, verb: str, subject: Subject, flow: Flow[T], scope: object = None) -> Pending[T]:
+        work = self._run(flow)
+        if self._observer is not None:
+            work = self._observed(verb, subject, work)
+        if self._refusals is not None and verb in FREEING:
+            work = self._freeing(self._refusals, root_of(scope, subject), work)
+        return Pending(verb, work)
+
+    async def _freeing(self, refusals: Refusals, root: object, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        finally:
+            refusals.drop(root)
 
     def _charge(
         self,
@@ -125,8 +135,14 @@ class AsyncMeter(MeterBase):
         op: str | bool | None,
         join: str | None,
         wait: Any,
+        at_server: bool = False,
     ) -> Pending[Decision]:
         """One charge: by its shape if that is known when it is awaited, else by its flow."""
+        if self._refusals is not None and not at_server:
+            work = self._remembering(
+                self._refusals, shapes, verb, subject, costs, amount, op, join, wait
+            )
+            return Pending(verb, work)
         if op is not None or wait.__class__ is not int or wait != 0:
             flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
             return self._call(verb, subject, flow)
@@ -134,6 +150,38 @@ class AsyncMeter(MeterBase):
         if self._observer is not None:
             work = self._observed(verb, subject, work)
         return Pending(verb, work)
+
+    async def _remembering(
+        self,
+        refusals: Refusals,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Decision:
+        """One charge, unless its refusal is known."""
+        asked = None
+        if op is None and wait.__class__ is int and wait == 0 and verb in REMEMBERED:
+            found = None
+            if not self._closed:
+                found = refusals.look(shapes.scope, subject, costs, amount, join)
+            if isinstance(found, Decision):
+                self._observe(verb, subject, outcome_of(found), time.perf_counter())
+                return found
+            asked = found
+        try:
+            decision = await self._charge(
+                shapes, verb, subject, costs, amount, op, join, wait, True
+            )
+        except BaseException as error:
+            refusals.after(shapes.scope, verb, subject, join, error)
+            raise
+        refusals.after(shapes.scope, verb, subject, join, decision, asked)
+        return decision
 
     async def _ask(
         self,
@@ -355,7 +403,10 @@ class AsyncMeter(MeterBase):
         remove: Sequence[str] = (),
     ) -> Diff:
         """See `Meter.apply`."""
-        return await self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+        diff = await self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+        if self._refusals is not None:
+            self._refusals.clear()
+        return diff
 
     async def plans(self, *, retired: bool = False) -> dict[str, Plan]:
         """See `Meter.plans`."""

@@ -16,6 +16,7 @@ from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
 from meterd.operations import Operations
 from meterd.policy import Bucket, Plan
+from meterd.refusals import RefusalCache, Refusals, spans
 from meterd.result import Decision
 from meterd.revision import checked_plans
 from meterd.scripts import Scripts
@@ -67,6 +68,7 @@ class MeterBase:
         client: Any = None,
         scripts: Scripts | None = None,
         functions: bool = True,
+        refusal_cache: RefusalCache | None = None,
     ) -> None:
         """`scripts`, `functions`: which Lua to run and how, for the testing kit and for tests."""
         if client is not None and url is not None:
@@ -102,6 +104,11 @@ class MeterBase:
         self._shapes = Shapes(self._operations)
         self._manual = clock is not None
         self._holds = Holds(self._operations)
+        given_spans = spans(refusal_cache)
+        self._refusals = None
+        if given_spans is not None:
+            read = None if clock is None else lambda: _now_ms(clock)
+            self._refusals = Refusals(given_spans, self._store, read)
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)
@@ -120,10 +127,13 @@ class MeterBase:
 
     def _batch(self, calls: Sequence[Call]) -> Batch:
         watch = None
-        if self._observer is not None:
+        refusals = self._refusals
+        if self._observer is not None or refusals is not None:
 
-            def watch(verb: str, subject: Subject, outcome: Outcome, started: float) -> None:
-                self._observe(verb, subject, outcome_of(outcome), started)
+            def watch(call: Call, outcome: Outcome, started: float) -> None:
+                if refusals is not None:
+                    refusals.after(None, call.verb, call.subject, call.join, outcome)
+                self._observe(call.verb, call.subject, outcome_of(outcome), started)
 
         return Batch(self._shapes, self._operations, calls, watch)
 

@@ -100,14 +100,14 @@ def _call_of(at: int, item: Any) -> Call:
 
 
 class Batch:
-    """Calls on their way to their outcomes. `watch(verb, subject, outcome, started)`."""
+    """Calls on their way to their outcomes. `watch(call, outcome, started)`."""
 
     def __init__(
         self,
         shapes: Shapes,
         operations: Operations,
         calls: Sequence[Call],
-        watch: Callable[[str, Any, Outcome, float], None] | None = None,
+        watch: Callable[[Call, Outcome, float], None] | None = None,
     ) -> None:
         self._shapes = shapes
         self._operations = operations
@@ -242,8 +242,7 @@ class Batch:
     def _end(self, at: int, outcome: Outcome) -> None:
         self.outcomes[at] = outcome
         if self._watch is not None:
-            call = self._calls[at]
-            self._watch(call.verb, call.subject, outcome, self._started)
+            self._watch(self._calls[at], outcome, self._started)
 
 
 def _advance(flow: Flow[Any], result: Any) -> Step:

@@ -19,6 +19,7 @@ from meterd.keys import Subject, display
 from meterd.lease import Lease
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
+from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
 from meterd.result import Decision, Usage
 from meterd.shapes import Shape, Shapes
 from meterd.timespec import Seconds
@@ -37,8 +38,9 @@ class Meter(MeterBase):
     meterd.toml. `plans` fill an empty catalog or are compared with the stored one (`apply=True`
     puts them there). `timeout`: seconds that bound every call. `clock`: a test clock; a store
     remembers which kind it runs on. `op_retention`: how long operation ids are kept.
-    `observer(verb, subject, outcome, seconds)` is called after every call. The constructor does no
-    I/O.
+    `observer(verb, subject, outcome, seconds)` is called after every call. `refusal_cache`: for how
+    long at most a refusal by buckets is answered from memory, "1s"; for pools as well:
+    {"buckets": "1s", "pools": "200ms"} (`meterd.refusals` has the rule). The constructor does no I/O.
     """
 
     _transport: SyncTransport
@@ -97,7 +99,15 @@ class Meter(MeterBase):
             done: T = stop.value
             return done
 
-    def _call(self, verb: str, subject: Subject, flow: Flow[T]) -> T:
+    def _call(self, verb: str, subject: Subject, flow: Flow[T], scope: object = None) -> T:
+        if self._refusals is not None and verb in FREEING:
+            try:
+                return self._watched(verb, subject, flow)
+            finally:
+                self._refusals.drop(root_of(scope, subject))
+        return self._watched(verb, subject, flow)
+
+    def _watched(self, verb: str, subject: Subject, flow: Flow[T]) -> T:
         if self._observer is None:
             return self._run(flow)
         started = time.perf_counter()
@@ -119,8 +129,16 @@ class Meter(MeterBase):
         op: str | bool | None,
         join: str | None,
         wait: Any,
+        at_server: bool = False,
     ) -> Decision:
         """One charge: by its shape if that is known, else by its flow."""
+        refusals = self._refusals
+        if refusals is not None and not at_server:
+            if op is None and wait.__class__ is int and wait == 0 and verb in REMEMBERED:
+                known = refusals.known(shapes.scope, subject, costs, amount, join)
+                if known is not None and self._observer is None and not self._closed:
+                    return known
+            return self._remembering(refusals, shapes, verb, subject, costs, amount, op, join, wait)
         if op is None and wait.__class__ is int and wait == 0 and not self._closed:
             now = monotonic()
             shape = shapes.find(verb, subject, costs, amount, join, now)
@@ -137,6 +155,37 @@ class Meter(MeterBase):
                 return result
         flow = shapes.flow(verb, subject, costs, amount, op, join, wait)
         return self._call(verb, subject, flow)
+
+    def _remembering(
+        self,
+        refusals: Refusals,
+        shapes: Shapes,
+        verb: str,
+        subject: Subject,
+        costs: Costs,
+        amount: int,
+        op: str | bool | None,
+        join: str | None,
+        wait: Any,
+    ) -> Decision:
+        """One charge, unless its refusal is known."""
+        asked = None
+        if op is None and wait.__class__ is int and wait == 0 and verb in REMEMBERED:
+            found = None
+            if not self._closed:
+                found = refusals.look(shapes.scope, subject, costs, amount, join)
+            if isinstance(found, Decision):
+                if self._observer is not None:
+                    self._observe(verb, subject, outcome_of(found), time.perf_counter())
+                return found
+            asked = found
+        try:
+            decision = self._charge(shapes, verb, subject, costs, amount, op, join, wait, True)
+        except BaseException as error:
+            refusals.after(shapes.scope, verb, subject, join, error)
+            raise
+        refusals.after(shapes.scope, verb, subject, join, decision, asked)
+        return decision
 
     def _ask(self, shapes: Shapes, shape: Shape, now: float) -> Decision:
         request = shape.at(self._operations.now_argument()) if self._manual else shape.request
@@ -356,7 +405,10 @@ class Meter(MeterBase):
         remove: Sequence[str] = (),
     ) -> Diff:
         """Puts plans into the catalog and returns the difference; `remove` retires plans."""
-        return self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+        diff = self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
+        if self._refusals is not None:
+            self._refusals.clear()
+        return diff
 
     def plans(self, *, retired: bool = False) -> dict[str, Plan]:
         """The stored catalog, read now: its plans by id, or those that take no new subscribers."""

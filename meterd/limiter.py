@@ -35,6 +35,7 @@ class LimiterCalls(Shapes):
                 f"limiter {name!r}: give at least one Bucket, and nothing else; got {limits!r}"
             )
         self.name = name
+        self.scope = (name,)
         # One cost name reaches every limit; what else their rates say is for plans.
         charged = tuple(replace(limit, rates={name: 1}) for limit in limits)
         self._plan = Plan("limiter", includes=charged)
@@ -103,7 +104,7 @@ class Limiter:
 
     def reset(self, subject: Subject) -> None:
         """Forgets one subject of this limiter."""
-        self._meter._call("reset", subject, self._calls.reset(subject))
+        self._meter._call("reset", subject, self._calls.reset(subject), self._calls.scope)
 
 
 class AsyncLimiter:
@@ -137,4 +138,4 @@ class AsyncLimiter:
 
     async def reset(self, subject: Subject) -> None:
         """Forgets one subject of this limiter."""
-        await self._meter._call("reset", subject, self._calls.reset(subject))
+        await self._meter._call("reset", subject, self._calls.reset(subject), self._calls.scope)

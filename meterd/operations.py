@@ -347,6 +347,8 @@ def decode(reply: bytes, path: Path, op: str | None) -> Decision:
     if reply[0] not in (wire.DECIDED, wire.REPLAYED):
         raise ScriptError(f"unexpected reply {reply[:40]!r}")
     answer = wire.decode_answer(reply, path)
+    if op is None and reply[0] == wire.DECIDED:
+        return wire.decided(answer.allowed, (wire.head_of, wire.limits_of, reply, path))
     return Decision(
         answer.allowed, answer.code, answer.balance, answer.limits, op, reply[0] == wire.REPLAYED
     )

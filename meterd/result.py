@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from meterd.errors import NoPlan, NotIncluded, RateLimited, Refused, UsageExceeded
-from meterd.keys import Path, Subject
+from meterd.keys import Subject
 
 _FROM_HEAD = frozenset(("code", "balance", "op", "replayed", "degraded"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,6 +78,10 @@ _RAISED: dict[Code, type[Refused]] = {
 }
 
 
+# head_of(a, b) -> code, balance; limits_of(a, b) -> limits; a; b
+Source = tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], Any, Any]
+
+
 class Decision:
     """The answer of one call. True if allowed; unpacks as `allowed, balance`. Immutable.
 
@@ -97,7 +101,7 @@ class Decision:
     degraded: bool
     _limits: tuple[LimitState, ...] | Callable[[], tuple[LimitState, ...]]
     # How a plain answer's head and limits are decoded, and what from; then only `allowed` is set.
-    _source: tuple[Callable[[bytes, Path], Any], Callable[[bytes, Path], Any], bytes, Path]
+    _source: Source
 
     def __init__(
         self,
@@ -124,11 +128,11 @@ class Decision:
             """Fills what was left in the reply: only a slot that is still empty comes here."""
             put = object.__setattr__
             if name == "_limits":
-                _, limits_of, reply, path = self._source
-                put(self, "_limits", limits_of(reply, path))
+                _, limits_of, reply, where = self._source
+                put(self, "_limits", limits_of(reply, where))
             elif name in _FROM_HEAD:
-                head_of, _, reply, path = self._source
-                code, balance = head_of(reply, path)
+                head_of, _, reply, where = self._source
+                code, balance = head_of(reply, where)
                 put(self, "code", code)
                 put(self, "balance", balance)
                 put(self, "op", None)

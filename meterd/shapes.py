@@ -107,9 +107,9 @@ class Shape:
         if reply.__class__ is bytes and len(reply) >= wire.HEAD_BYTES:
             start = reply[:3]
             if start == _ALLOWED:
-                return wire.decided(reply, self.path, True)
+                return wire.decided(True, (wire.head_of, wire.limits_of, reply, self.path))
             if start in _JUDGED and self.verb != "report":
-                return wire.decided(reply, self.path, False)
+                return wire.decided(False, (wire.head_of, wire.limits_of, reply, self.path))
         return None
 
 
@@ -118,6 +118,8 @@ class Shapes:
 
     Shapes belong to what the store's catalog gives at first sight; another one begins anew.
     """
+
+    scope: object = None  # what tells the refusals of one limiter from those of others
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations

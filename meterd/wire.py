@@ -19,7 +19,7 @@ from hiredis import pack_command
 from meterd import policy_checks as checks
 from meterd.errors import PolicyError, ScriptError
 from meterd.keys import Path
-from meterd.result import Code, Decision, LimitState
+from meterd.result import Code, Decision, LimitState, Source
 from meterd.timespec import shown
 
 MAX_AMOUNT = 10**15
@@ -219,21 +219,30 @@ _put_allowed = vars(Decision)["allowed"].__set__
 _put_source = vars(Decision)["_source"].__set__
 
 
-def decided(reply: bytes, path: Path, allowed: bool) -> Decision:
-    """A status 0 reply, known to be whole, as a `Decision` that decodes the rest when asked."""
+def decided(allowed: bool, source: Source) -> Decision:
+    """A `Decision` whose other fields are decoded when somebody looks."""
     decision = _new_decision(Decision)
     _put_allowed(decision, allowed)
-    _put_source(decision, (_head_of, _limits_of, reply, path))
+    _put_source(decision, source)
     return decision
 
 
-def _head_of(reply: bytes, path: Path) -> tuple[Code, int | None]:
+def head_of(reply: bytes, path: Path) -> tuple[Code, int | None]:
     _, code, _, _, _, balance = _HEAD.unpack_from(reply)
     return _CODES[code], _number(balance)
 
 
-def _limits_of(reply: bytes, path: Path) -> tuple[LimitState, ...]:
-    return _limits(reply, HEAD_BYTES, reply[3], path, int(_HEAD.unpack_from(reply)[4]))[0]
+def limits_of(reply: bytes, path: Path) -> tuple[LimitState, ...]:
+    return limits_at(reply, path, now_of(reply))
+
+
+def limits_at(reply: bytes, path: Path, now_ms: int) -> tuple[LimitState, ...]:
+    """The limits of a status 0 reply, waits counted from `now_ms`."""
+    return _limits(reply, HEAD_BYTES, reply[3], path, now_ms)[0]
+
+
+def now_of(reply: bytes) -> int:
+    return int(_HEAD.unpack_from(reply)[4])
 
 
 def answered_at(reply: bytes) -> int:

@@ -94,7 +94,8 @@ def decisions(decision: Decision) -> None:
 
 
 def sync() -> None:
-    with Meter("redis://localhost:6379/0", plans=plans(), observer=watch) as meter:
+    Meter(refusal_cache={"buckets": "1s", "pools": "200ms"})
+    with Meter("redis://localhost", plans=plans(), observer=watch, refusal_cache="1s") as meter:
         assert_type(meter, Meter)
         assert_type(meter.url, str)
         assert_type(meter.revision, int)

@@ -18,7 +18,7 @@ from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
-from tests.property.machine import Batches, Machine
+from tests.property.machine import Batches, Machine, Remembering
 from tests.support.servers import Server, available, start
 
 MATRIX = ("valkey-9.1", "valkey-8.1", "redis-8.2", "redis-7.0", "redis-6.2")
@@ -35,6 +35,8 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
     "async": (Machine, True),
     "batches": (Batches, False),
     "async batches": (Batches, True),
+    "remembering": (Remembering, False),
+    "async remembering": (Remembering, True),
 }
 
 
@@ -56,8 +58,10 @@ def run(rng: random.Random, steps: int, url: str, way: str = "sync") -> int:
     runner = asyncio.Runner() if asynchronous else None
 
     def make(clock: Any, plans: list[Plan]) -> AnyMeter:
-        meter = build(runner, url, prefix=prefix, clock=clock, plans=plans, timeout=10)
-        made.append(AnyHolder(meter.raw, runner))
+        options: dict[str, Any] = {"prefix": prefix, "clock": clock, "plans": plans, "timeout": 10}
+        if kind is Remembering:
+            options["refusal_cache"] = {"buckets": "4000d", "pools": "4000d"}
+        made.append(AnyHolder(build(runner, url, **options).raw, runner))
         return made[0]
 
     try:
@@ -87,6 +91,8 @@ def test_hypothesis_drives_engine_and_oracle(url: str, rng: random.Random, way: 
 def test_many_seeds(url: str, way: str) -> None:
     for seed in range(40 if way == "sync" else 20):
         run(random.Random(f"seed {seed}"), 150, url, way)
+    if "remembering" in way:
+        assert Remembering.hits > 100
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
