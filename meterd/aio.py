@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Coroutine,
     Iterable,
     Mapping,
@@ -22,13 +21,14 @@ from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
 from meterd.errors import MeterdError, PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
 from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
 from meterd.result import Decision, Usage
+from meterd.rounds import drive_async
 from meterd.shapes import Shapes
 from meterd.timespec import Seconds
 from meterd.transport import AsyncTransport, MaybeSent, NotSent, open_async_transport
@@ -247,39 +247,7 @@ class AsyncMeter(MeterBase):
     async def _drive(self, rounds: Rounds[T]) -> T:
         if self._closed:
             raise PolicyError("this meter is closed; make a new one")
-        try:
-            steps = next(rounds)
-            while True:
-                steps = rounds.send(await self._together(steps))
-        except StopIteration as stop:
-            done: T = stop.value
-            return done
-
-    async def _together(self, steps: list[Step]) -> list[Any]:
-        """What came of each step; all of them are begun at once, in order."""
-        futures = [asyncio.ensure_future(self._begun(step)) for step in steps]
-        try:
-            await asyncio.wait(futures)
-        finally:
-            for future in futures:
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # seen; else asyncio complains when a batch is given up
-        results: list[Any] = []
-        for future in futures:
-            problem = future.exception()
-            if problem is not None and not isinstance(problem, (NotSent, MaybeSent)):
-                raise problem
-            results.append(problem or future.result())
-        return results
-
-    def _begun(self, step: Step) -> Awaitable[Any]:
-        if type(step) is Send:
-            return self._transport.start(step.request, step.timeout)
-        if type(step) is SendTo:
-            return self._transport.send_to(step.node, step.request, step.timeout)
-        if type(step) is Sleep:
-            return asyncio.sleep(step.seconds)
-        return self._transport.nodes()
+        return await drive_async(self._transport, rounds)
 
     # Verbs ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from meterd.base import Costs, MeterBase, default_url, outcome_of
 from meterd.batch import Item, Rounds, all_or_error, calls_of
 from meterd.catalog import Diff
 from meterd.errors import MeterdError, PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, Step
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
 from meterd.hold import Hold
 from meterd.keeper import Keeper
 from meterd.keys import Subject, display
@@ -21,6 +21,7 @@ from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
 from meterd.result import Decision, Usage
+from meterd.rounds import drive
 from meterd.shapes import Shape, Shapes
 from meterd.timespec import Seconds
 from meterd.transport import MaybeSent, NotSent, SyncTransport, open_transport
@@ -40,7 +41,8 @@ class Meter(MeterBase):
     remembers which kind it runs on. `op_retention`: how long operation ids are kept.
     `observer(verb, subject, outcome, seconds)` is called after every call. `refusal_cache`: for how
     long at most a refusal by buckets is answered from memory, "1s"; for pools as well:
-    {"buckets": "1s", "pools": "200ms"} (`meterd.refusals` has the rule). The constructor does no I/O.
+    {"buckets": "1s", "pools": "200ms"} (`meterd.refusals` has the rule). The constructor does no
+    I/O.
     """
 
     _transport: SyncTransport
@@ -223,38 +225,9 @@ class Meter(MeterBase):
         self.close()
 
     def _drive(self, rounds: Rounds[T]) -> T:
-        """Carries out a batch: what its calls want sent in one round is written together."""
         if self._closed:
             raise PolicyError("this meter is closed; make a new one")
-        try:
-            steps = next(rounds)
-            while True:
-                steps = rounds.send(self._together(steps))
-        except StopIteration as stop:
-            done: T = stop.value
-            return done
-
-    def _together(self, steps: list[Step]) -> list[Any]:
-        results: list[Any] = [None] * len(steps)
-        sends = [(at, step) for at, step in enumerate(steps) if type(step) is Send]
-        if sends:
-            requests = [step.request for _, step in sends]
-            longest = max([step.timeout for _, step in sends])
-            replies = self._transport.send_many(requests, longest)
-            for (at, _), reply in zip(sends, replies, strict=True):
-                results[at] = reply
-        pauses = [step.seconds for step in steps if type(step) is Sleep]
-        if pauses:
-            time.sleep(max(pauses))
-        for at, step in enumerate(steps):
-            try:
-                if type(step) is SendTo:
-                    results[at] = self._transport.send_to(step.node, step.request, step.timeout)
-                elif type(step) is Nodes:
-                    results[at] = self._transport.nodes()
-            except (NotSent, MaybeSent) as error:
-                results[at] = error
-        return results
+        return drive(self._transport, rounds)
 
     # Verbs ---------------------------------------------------------------------------------------
 

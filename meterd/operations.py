@@ -71,6 +71,7 @@ class Operations:
         self._clock = clock
         self.op_retention_ms = op_retention_ms
         # What a subject's last call had to bring along, so that the next brings it unasked.
+        self._insisting: set[tuple[bytes, str | None]] = set()
         self._hints: OrderedDict[tuple[bytes, str | None], tuple[int, Needs]] = OrderedDict()
 
     @property
@@ -165,7 +166,11 @@ class Operations:
                 if fallback is None:
                     raise
                 return fallback
-            decision = decode(reply, path, op_id)
+            hint_key = (path.keys[-1], role.hint)
+            behind = bool(self._hinted(hint_key, role).moves)
+            decision = decode(reply, path, op_id, behind=behind)
+            if behind and decision.allowed and verb not in READ_ONLY:
+                self._written(hint_key)
             if decision.code is Code.NO_PLAN:
                 role.complain()
             if not patience or decision.allowed or decision.retry_after is None:
@@ -323,12 +328,26 @@ class Operations:
             return Needs()
         return Needs(dict(found[1].policies), dict(found[1].moves), found[0])
 
-    def known_needs(self, path: Path, role: Joining | Pinned, *, writes: bool) -> bytes | None:
-        """What a call has to bring along, packed; None: it has to be made ready first."""
+    def brings_something(self, path: Path, role: Joining | Pinned) -> bool:
+        """Whether a call has to bring along what its record needs."""
         needs = self._hinted((path.keys[-1], role.hint), role)
-        if writes and not all(self.store.keeps_name(to) for _, to in needs.moves.values()):
-            return None
-        return needs.packed()
+        return bool(needs.moves or needs.policies)
+
+    def _written(self, key: tuple[bytes, str | None]) -> None:
+        """An allowed charge has moved its records on, so the moves need not be brought again.
+
+        Unless they were asked for again: a level that is never charged stays behind.
+        """
+        found = self._hints.get(key)
+        if found is None or not found[1].moves or key in self._insisting:
+            return
+        if len(self._insisting) >= _HINTS:
+            self._insisting.clear()
+        self._insisting.add(key)
+        if found[1].policies and not self.session.functions:
+            self._hints[key] = (found[0], Needs(dict(found[1].policies), {}, found[0]))
+        else:
+            self._hints.pop(key, None)
 
     def _remember(self, key: tuple[bytes, str | None], needs: Needs) -> None:
         if key[1] is None:
@@ -340,14 +359,15 @@ class Operations:
     def forget_hints(self) -> None:
         """Drops what was remembered of subjects."""
         self._hints.clear()
+        self._insisting.clear()
 
 
-def decode(reply: bytes, path: Path, op: str | None) -> Decision:
-    """A status 0 or 1 reply as a `Decision`."""
+def decode(reply: bytes, path: Path, op: str | None, *, behind: bool) -> Decision:
+    """A status 0 or 1 reply as a `Decision`. `behind`: records may not be written as they count."""
     if reply[0] not in (wire.DECIDED, wire.REPLAYED):
         raise ScriptError(f"unexpected reply {reply[:40]!r}")
     answer = wire.decode_answer(reply, path)
-    if op is None and reply[0] == wire.DECIDED:
+    if op is None and reply[0] == wire.DECIDED and not behind:
         return wire.decided(answer.allowed, (wire.head_of, wire.limits_of, reply, path))
     return Decision(
         answer.allowed, answer.code, answer.balance, answer.limits, op, reply[0] == wire.REPLAYED

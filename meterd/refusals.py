@@ -232,7 +232,9 @@ class Refusals:
             self._spent(asked.root, asked.exact[3], decision)
             return
         source = getattr(decision, "_source", None)
-        if source is None or decision.code not in (Code.RATE_LIMITED, Code.USAGE_EXCEEDED):
+        if source is None:
+            return  # made without the server, or from a record that is behind its plans
+        if decision.code not in (Code.RATE_LIMITED, Code.USAGE_EXCEEDED):
             return
         _, _, reply, path = source
         pools = any(state.kind == "pool" for state in decision.refused)

@@ -215,13 +215,14 @@ class Shapes:
         epoch, store, reads = self._epoch, self._store, verb in READ_ONLY
         like = role()
         first = like.first()
-        packed = self._operations.known_needs(path, like, writes=not reads)
-        if packed is None or not (first is None or reads or store.keeps(first)):
+        if self._operations.brings_something(path, like):
+            return None
+        if not (first is None or reads or store.keeps(first)):
             return None
         head, tail = wire.around_now(
             self._session.function(verb),
             path.keys,
-            (like.context(), costs.joined, costs.amounts, b"", packed),
+            (like.context(), costs.joined, costs.amounts, b"", b""),
         )
         seconds = self._session.timeout
         if reads and seconds > 0.02:

@@ -320,9 +320,6 @@ class Store:
         """Whether the store is known to have a policy."""
         return policy.name in self._stored
 
-    def keeps_name(self, name: bytes) -> bool:
-        return name in self._stored
-
     def keep(self, policy: Policy) -> Flow[None]:
         """Stores a policy and its plans' definitions, before any record can name it."""
         if self.keeps(policy):

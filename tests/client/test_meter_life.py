@@ -126,6 +126,7 @@ def test_the_constructor_takes_what_was_promised() -> None:
         "accept_eviction": False,
         "observer": None,
         "client": None,
+        "refusal_cache": None,
     }
 
 

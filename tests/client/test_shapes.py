@@ -221,6 +221,21 @@ def test_a_record_that_is_behind_is_moved_once(make: Make) -> None:
     assert meter.usage("ana")["api"].used == 5
 
 
+def test_records_that_were_moved_on_are_plain_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter, other = make(), make(None)
+    for verb in VERBS:
+        getattr(meter, verb)("ana", "api", 1)
+    other.apply([Plan("free", includes=[Bucket("api", 50, "1m", algorithm="fixed")], default=True)])
+    look_again(meter)
+    for _ in range(4):  # the catalog is seen, the record moved, the move not brought again
+        assert meter.consume("ana", "api")["api"].limit == 50
+    assert meter.raw._operations._hints == {}
+    flowless(meter, monkeypatch)
+    assert meter.consume("ana", "api")["api"].used == 6
+
+
 # --- Faults
 
 
