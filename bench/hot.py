@@ -41,9 +41,8 @@ def block(call: Callable[[int], object], calls: int = 0) -> tuple[float, float]:
     return cpu / calls * 1e6, wall / calls * 1e6
 
 
-def bare(port: int, packed: list[bytes]) -> Callable[[int], object]:
+def bare(link: socket.socket, packed: list[bytes]) -> Callable[[int], object]:
     """A socket and a parser: the least that a call can take."""
-    link = socket.create_connection(("127.0.0.1", port))
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     reader = hiredis.Reader()
 
@@ -62,11 +61,12 @@ def sync(url: str, path: str, port: int, rounds: int) -> None:
     with (
         Meter(url, plans=[PLAN], timeout=10) as meter,
         redis.Redis(port=port) as client,
+        socket.create_connection(("127.0.0.1", port)) as link,
         Meter(url, plans=[REFUSING], prefix="refusing", refusal_cache="1h") as cached,
     ):
         ways: dict[str, Callable[[int], object]] = {
             "redis-py fcall": lambda i: client.fcall(*calls[i]),
-            "bare socket": bare(port, packed),
+            "bare socket": bare(link, packed),
             "Meter.consume": lambda i: meter.consume(subject(i), "pool"),
             "remembered refusal": lambda i: cached.consume(subject(i), "api", 2),
         }

@@ -164,11 +164,11 @@ class SocketLink(Link):
                     answers.append(reply)
         except MaybeSent as error:
             return self._with_lost(answers, replies, str(error))
-        except GARBAGE as error:
-            reason = f"{self.where} sent what no Redis sends ({error})"
-            return self._with_lost(answers, replies, reason)
         except OSError as error:
             reason = f"lost the connection to {self.where} ({error})"
+            return self._with_lost(answers, replies, reason)
+        except GARBAGE as error:
+            reason = f"{self.where} sent what no Redis sends ({error})"
             return self._with_lost(answers, replies, reason)
         return answers
 
