@@ -125,7 +125,7 @@ class Holds:
                 raise OutcomeUnknown(
                     f"{error}; if it was, it is hold {hold_id!r}, which ends by itself with its ttl"
                 ) from error.__cause__
-            decision = decode(reply, path, op_id)
+            decision = decode(reply, path, op_id, behind=True)
             if decision.code is Code.NO_PLAN:
                 role.complain()
             pause = decision.retry_after
@@ -156,7 +156,7 @@ class Holds:
                 f"commit: no open hold {hold_id!r}: it is over, or never was; give the amounts "
                 "that were used to have them charged"
             )
-        decision = decode(reply, path, hold_id)
+        decision = decode(reply, path, hold_id, behind=True)
         if not decision.allowed:
             refusal = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
             raise refusal(f"commit: nothing was recorded: {decision.code}", decision)

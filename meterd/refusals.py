@@ -39,9 +39,13 @@ RefusalCache = str | timedelta | Mapping[str, str | timedelta]
 SIZE = 16_384  # refusals; when there are more, all are forgotten
 _STRIPES = 1024
 REMEMBERED = frozenset(("consume", "check"))
+# What may let a call through that was refused before.
 FREEING = frozenset(
-    ("refund", "subscribe", "unsubscribe", "override", "adjust", "forget", "reset")
-)  # what may let a call through that was refused before
+    (
+        "refund", "commit", "release", "lease",
+        "subscribe", "unsubscribe", "override", "adjust", "forget", "reset",
+    )
+)  # fmt: skip
 
 
 _new = Decision.__new__

@@ -34,7 +34,7 @@ RATE_LIMITED = 4  # the code of an answer, its second byte
 NO_LONG_WAY, ONE_BY_ONE = b"no long way", b"one by one"
 SWITCHES = (
     (
-        "function charge.read(keys, args, values, now)\n",
+        "function charge.read(keys, args, values, now, unasked)\n",
         f'  if call("EXISTS", "{NO_LONG_WAY.decode()}") == 1 then error("LONG WAY", 0) end\n',
     ),
     (

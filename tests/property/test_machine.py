@@ -18,7 +18,8 @@ from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
-from tests.property.machine import Batches, Machine, Remembering
+from tests.property.machine import Machine
+from tests.property.variants import Batches, Remembering
 from tests.support.servers import Server, available, start
 
 MATRIX = ("valkey-9.1", "valkey-8.1", "redis-8.2", "redis-7.0", "redis-6.2")
