@@ -240,6 +240,8 @@ class Refusals:
             return  # made without the server, or from a record that is behind its plans
         if decision.code not in (Code.RATE_LIMITED, Code.USAGE_EXCEEDED):
             return
+        if any(state.kind == "slots" for state in decision.limits):
+            return  # only a check says so; to a consume they are a mistake
         _, _, reply, path = source
         pools = any(state.kind == "pool" for state in decision.refused)
         life = self._spans.pools if pools else self._spans.buckets
