@@ -105,10 +105,14 @@ class MeterBase:
         self._manual = clock is not None
         self._holds = Holds(self._operations)
         given_spans = spans(refusal_cache)
-        self._refusals = None
+        self._refusals: Refusals | None = None
+        # The shortest way to a remembered refusal, where nobody has to be told of it.
+        self._recall: Callable[..., Decision | None] | None = None
         if given_spans is not None:
             read = None if clock is None else lambda: _now_ms(clock)
             self._refusals = Refusals(given_spans, self._store, read)
+            if observer is None:
+                self._recall = self._refusals.known
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)

@@ -138,7 +138,7 @@ class Meter(MeterBase):
         if refusals is not None and not at_server:
             if op is None and wait.__class__ is int and wait == 0 and verb in REMEMBERED:
                 known = refusals.known(shapes.scope, subject, costs, amount, join)
-                if known is not None and self._observer is None and not self._closed:
+                if known is not None and self._recall is not None:
                     return known
             return self._remembering(refusals, shapes, verb, subject, costs, amount, op, join, wait)
         if op is None and wait.__class__ is int and wait == 0 and not self._closed:
@@ -212,7 +212,7 @@ class Meter(MeterBase):
     def close(self) -> None:
         """Closes every connection and, if there is one, the embedded server."""
         if not self._closed:
-            self._closed = True
+            self._closed, self._recall = True, None
             self._keeper.close()
             self._transport.close()
             if self._server is not None:
@@ -254,6 +254,11 @@ class Meter(MeterBase):
         `retry_after` and try again. Raises `PolicyError`, `OpConflict`, `Unavailable` (nothing
         applied), `OutcomeUnknown` (sent, answer lost, no `op`).
         """
+        patience: Any = wait
+        if self._recall is not None and op is None and patience.__class__ is int and patience == 0:
+            known = self._recall(None, subject, costs, amount, join)
+            if known is not None:
+                return known
         return self._charge(self._shapes, "consume", subject, costs, amount, op, join, wait)
 
     def report(
