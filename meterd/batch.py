@@ -4,10 +4,12 @@ The flows of a batch go on side by side: what they want sent in one round is wri
 each is given what came of its own request. So every call means what it means by itself, and one
 that fails takes no other with it.
 
-Calls on one subject are applied in their order. They are sent in it, in one write; the server asks
-all of them, or none, to come again with more, as that depends on their records and on what they
-join. So a call that joins something else waits for the earlier ones, and one that has to prepare
-something first holds up the later ones of its root. Between subjects nothing is promised.
+Calls on one subject are sent in their order, in one write, and applied in it. What the server wants
+brought along depends on their records and on what they join, so it asks all of them, or none, to
+come again; a call that joins something else waits for the earlier ones, and one that has to prepare
+something first holds up the later ones of its root. One case is left: a call for which a policy or
+a longer calendar has to be brought, while a later one can do without. Between subjects nothing is
+promised.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Call:
         subject = self.subject
         if isinstance(subject, str):
             return subject.partition("/")[0]
-        return subject[0] if isinstance(subject, (tuple, list)) and subject else None
+        first = subject[0] if isinstance(subject, (tuple, list)) and subject else None
+        return first if isinstance(first, str) else None
 
     def whom(self) -> object:
         """The subject, the same however it is written; None if it is none."""
@@ -171,9 +174,21 @@ class Batch:
                     self._note(call, begun[1], held, joins)
             waiting = left
             if steps:
-                results = yield steps
-                for (at, owner), result in zip(owners, results, strict=True):
+                order = self._by_root([at for at, _ in owners])
+                results = yield [steps[place] for place in order]
+                for place, result in zip(order, results, strict=True):
+                    at, owner = owners[place]
                     self._go_on(at, owner, result, now, running)
+
+    def _by_root(self, calls: list[int]) -> list[int]:
+        """The places of the calls, those of one root side by side.
+
+        Between two of them, a call of another root could bring the server the policy for want of
+        which it has just sent back the first; the second would overtake it.
+        """
+        first: dict[object, int] = {}
+        ranks = [first.setdefault(self._calls[at].root(), place) for place, at in enumerate(calls)]
+        return sorted(range(len(calls)), key=ranks.__getitem__)
 
     def _begin(self, at: int, now: float) -> tuple[Shape | Flow[Decision], Step] | None:
         """The first step of a call; None if it ended without one."""

@@ -31,10 +31,36 @@ class Batches(Machine):
             getattr(pipeline, verb)(whom, costs, amount, **options)
             for verb, whom, costs, amount, options in calls
         ]
+        ended = self.ends()
         self.meter._settled(pipeline.execute())
-        for (verb, whom, costs, amount, options), one in zip(calls, queued, strict=True):
+        assert sorted(ended) == list(range(len(calls)))
+        for at in ended:
+            (verb, whom, costs, amount, options), one = calls[at], queued[at]
             model = partial(getattr(self.oracle, verb), whom, costs, amount, now_ms=now, **options)
             self.both(f"batched {verb} {whom} {costs} {amount} {options}", model, one.result)
+
+    def ends(self) -> list[int]:
+        """The calls of the next batch, in the order in which they are decided.
+
+        It is theirs, unless the server has to be brought something for an earlier one first.
+        """
+        ended: list[int] = []
+        meter = self.meter.raw
+        made = type(meter)._batch
+
+        def watched(calls: Any) -> Any:
+            batch = made(meter, calls)
+            end = batch._end
+
+            def note(at: int, outcome: Any) -> None:
+                ended.append(at)
+                end(at, outcome)
+
+            batch._end = note
+            return batch
+
+        meter._batch = watched
+        return ended
 
 
 def _raise(error: Exception) -> None:
