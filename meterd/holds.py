@@ -36,10 +36,11 @@ def ttl_ms(ttl: Seconds) -> int:
     """How long a hold lives, in ms: above 0, at most 366 days; a bare number means seconds."""
     if isinstance(ttl, str | timedelta):
         return duration_ms(ttl, field="ttl", most_ms=MAX_TTL_MS)
-    found = round(seconds(ttl, "ttl") * 1000)
-    if not 1 <= found <= MAX_TTL_MS:
-        raise refuse("ttl", ttl, f"a number of seconds, 0.001 to {MAX_TTL_MS // 1000}")
-    return found
+    most = MAX_TTL_MS // 1000
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0.001 <= ttl <= most:
+        allowed = f'seconds as a number from 0.001 to {most}, or a duration such as "10s"'
+        raise refuse("ttl", ttl, allowed)
+    return round(ttl * 1000)
 
 
 class Reserved(NamedTuple):

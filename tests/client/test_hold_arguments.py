@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from meterd import PolicyError
+from meterd.holds import ttl_ms
 from meterd.testing import ManualClock
 from tests.client.hold_tools import PLANS, known, reserve, used
 from tests.client.meter_tools import AnyMeter, Make
@@ -83,3 +84,9 @@ def test_a_hold_of_elsewhere_has_no_decision(meter: AnyMeter) -> None:
     assert hold
     with pytest.raises(PolicyError, match="whoever reserved"):
         hold.decision  # noqa: B018
+
+
+@pytest.mark.parametrize("ttl", [0, -1, 31_622_401, float("nan"), float("inf"), True, None])
+def test_a_wrong_time_to_live_is_answered_in_its_own_unit(ttl: Any) -> None:
+    with pytest.raises(PolicyError, match=r"ttl: .*allowed: seconds .* from 0\.001 to 31622400, "):
+        ttl_ms(ttl)
