@@ -70,6 +70,9 @@ class Cluster:
         """Step three: move what is left, and tell every node who owns the slot now."""
         while self.migrate_keys(slot, dst, 100):
             pass
+        # The new owner's claim must be the newest. One that has not heard yet how high the others
+        # count would lose the slot again to the source's last message from before.
+        wait_until("the epochs to get about", lambda: self._knows_epochs(dst))
         src = self._sources.pop(slot)
         others = [node for node in self.nodes if node not in (src, dst)]
         for node in (dst, src, *others):
@@ -146,6 +149,17 @@ class Cluster:
             first <= slot <= last and entry[0][2] == self.id_of(owner)
             for first, last, *entry in node.ask("CLUSTER", "SLOTS")
         )
+
+    def _knows_epochs(self, node: Server) -> bool:
+        """Whether it has heard of the epoch that each node gives for itself."""
+        known = _epochs(node)
+        return all(known[self.id_of(one)] == _epochs(one)[self.id_of(one)] for one in self.nodes)
+
+
+def _epochs(node: Server) -> dict[str, int]:
+    """By id, the configuration epochs that a node knows of."""
+    lines = [line.split() for line in node.ask("CLUSTER", "NODES").splitlines()]
+    return {words[0]: int(words[6]) for words in lines}
 
 
 def _claimed_slots(node: Server) -> set[int]:
