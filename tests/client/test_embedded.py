@@ -223,6 +223,8 @@ time.sleep(60)
 
 def test_ctrl_c_is_left_to_the_process() -> None:
     body = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignored"
 try:
     print("ready", flush=True)
     time.sleep(60)

@@ -81,7 +81,7 @@ def test_one_fault(
 def test_nothing_comes_back_at_all(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str
 ) -> None:
-    meter = either(proxy.url, prefix=prefix, timeout=0.2)
+    meter = either(proxy.url, prefix=prefix, timeout=0.6)
     meter.open()
     meter.consume("acme", "credits", 5)
     proxy.faults = lambda index: faulty.CUT_AFTER
