@@ -12,7 +12,7 @@
 -- RETURNS as report; besides
 --       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
 -- WRITES the records, their holds, and the end of the hold
--- @needs base take calendar pool bucket slots policy request hold record store op charge finish
+-- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
 -- @flags allow-oom
 local function commit(keys, args)
   if #args ~= 7 then

@@ -17,7 +17,8 @@
 --       4 conflict     the operation id belongs to another request
 --       7 holds        levels (1 byte each) with expired holds, whose keys are to be brought along
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base take once calendar pool bucket slots policy request hold record store op charge compile plain
+-- @needs base take once calendar grants pool bucket slots policy implied request hold record store op charge compile
+--   plain
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")

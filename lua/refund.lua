@@ -5,7 +5,7 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that got something back, and the operation id
--- @needs base take calendar pool bucket slots policy request hold record store op charge
+-- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge
 -- @flags allow-oom
 local function refund(keys, args)
   if #args ~= 6 then

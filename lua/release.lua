@@ -10,7 +10,7 @@
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
 --       7 holds
 -- WRITES the records, their holds, and the end of the hold
--- @needs base take calendar pool bucket slots policy request hold record store op charge finish
+-- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
 -- @flags allow-oom
 local function release(keys, args)
   if #args ~= 5 or args[3] == "" then

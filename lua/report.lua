@@ -5,7 +5,8 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base take once calendar pool bucket slots policy request hold record store op charge compile plain
+-- @needs base take once calendar grants pool bucket slots policy implied request hold record store op charge compile
+--   plain
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")

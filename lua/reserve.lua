@@ -7,7 +7,7 @@
 --       8 ttl       ms as digits, up to 366 days
 -- RETURNS as consume; 4 conflict also where an open hold has that id
 -- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id
--- @needs base take calendar pool bucket slots policy request hold record store op charge finish
+-- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
 local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")

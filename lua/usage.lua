@@ -3,10 +3,10 @@
 --       then   for every level in h of ARGV 3: the hash and the sorted set of its holds
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6
 -- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
---       level, policy (8 bytes), stored (0/1), length (2 bytes), and as msgpack the overrides (o), how many
---       holds are open (n) and those that end first (h: id, expiry, cost names, amounts, tallied)
+--       level, policy (8 bytes), stored (0/1), length (2 bytes), and as msgpack the overrides (o), the grants
+--       (k), how many holds are open (n) and those that end first (h: id, expiry, cost names, amounts, tallied)
 -- WRITES nothing
--- @needs base take calendar pool bucket slots policy request hold record store op charge
+-- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then
@@ -33,6 +33,10 @@ local function usage(keys, args)
     local level = levels[i]
     if level.parsed then
       local shown = level.var and level.var.o and { o = level.var.o }
+      if level.grants then
+        shown = shown or {}
+        shown.k = grants.rows(level)
+      end
       if level.holds and level.holds.due then
         shown = shown or {}
         shown.n, shown.h = hold.count(level), hold.list(level, now)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnsafeServer,
         UsageExceeded,
     )
+    from meterd.grant import Grant
     from meterd.hold import Hold
     from meterd.lease import Lease
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
@@ -49,6 +50,7 @@ __all__ = [
     "Decision",
     "Diff",
     "Flag",
+    "Grant",
     "Hold",
     "HoldState",
     "Lease",
@@ -83,6 +85,7 @@ _HOMES = {
     "catalog": ("Diff",),
     "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
+    "grant": ("Grant",),
     "hold": ("Hold",),
     "lease": ("Lease",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),

@@ -309,7 +309,17 @@ class Administration:
                 for h in row.holds
             )
             subject_there = path.shown(row.level)
-            levels.append(Level(subject_there, plans, overrides, row.stored, holds, row.open_holds))
+            levels.append(
+                Level(
+                    subject_there,
+                    plans,
+                    overrides,
+                    row.stored,
+                    holds,
+                    row.open_holds,
+                    row.grants,
+                )
+            )
         return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
 
     # Walking -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from meterd.administration import Administration
 from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
+from meterd.grants import Grants
 from meterd.holds import Holds, Reserved
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
@@ -104,6 +105,7 @@ class MeterBase:
         self._shapes = Shapes(self._operations)
         self._manual = clock is not None
         self._holds = Holds(self._operations)
+        self._grants = Grants(self._operations)
         given_spans = spans(refusal_cache)
         self._refusals: Refusals | None = None
         # The shortest way to a remembered refusal, where nobody has to be told of it.

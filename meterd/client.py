@@ -11,6 +11,7 @@ from meterd.batch import Item, all_or_error, calls_of
 from meterd.caller import Caller
 from meterd.catalog import Diff
 from meterd.errors import MeterdError
+from meterd.grant import Grant
 from meterd.hold import Hold
 from meterd.keys import Subject, display
 from meterd.lease import Lease
@@ -235,6 +236,37 @@ class Meter(Caller):
     def unsubscribe(self, subject: Subject, plan: str, *, when: str | Instant = "now") -> None:
         """Takes a plan away; its group falls back to its default plan, if it has one."""
         self._call("unsubscribe", subject, self._administration.unsubscribe(subject, plan, when))
+
+    def grant(
+        self,
+        subject: Subject,
+        name: str,
+        amount: int,
+        *,
+        expires: Instant | None = None,
+        starts: Instant | None = None,
+        priority: int = 50,
+        source: str = "",
+        op: str | bool | None = None,
+    ) -> Grant:
+        """Gives a pool `amount` units of their own: a top-up, a bonus, what was paid in advance.
+
+        They are spent from `starts` up to, not at, `expires`, in order of `priority` (0 to 100, low
+        first; the period's own allowance has 50), then what expires soonest, then the oldest; no
+        plan change touches them. A pool that no plan includes is there with limit 0. `op`: the
+        grant's id; the same call again returns the first answer (for 30 days at least). Raises
+        `PolicyError` (also beyond 64 live grants, or 10**15 unspent), `OpConflict`, `UnsafeServer`.
+        """
+        flow = self._grants.grant(subject, name, amount, expires, starts, priority, source, op)
+        return self._call("grant", subject, flow)
+
+    def void(self, subject: Subject, grant_id: str) -> int:
+        """Takes back what a grant has left, and returns how much that was: 0 if it is spent.
+
+        What open holds have of it stays with them; what comes back from them is lost. Raises
+        `OpNotFound` for a grant that is not there (any more).
+        """
+        return self._call("void", subject, self._grants.void(subject, grant_id))
 
     def override(
         self,

@@ -42,7 +42,7 @@ REMEMBERED = frozenset(("consume", "check"))
 # What may let a call through that was refused before.
 FREEING = frozenset(
     (
-        "refund", "commit", "release", "lease",
+        "refund", "commit", "release", "lease", "grant",
         "subscribe", "unsubscribe", "override", "adjust", "forget", "reset",
     )
 )  # fmt: skip

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from meterd.errors import NoPlan, NotIncluded, RateLimited, Refused, UsageExceeded
+from meterd.grant import Grant
 from meterd.keys import Subject
 
 _FROM_HEAD = frozenset(("code", "balance", "op", "replayed", "degraded"))
@@ -42,7 +43,8 @@ class LimitState:
     covered. `applied`: what this call charged, or gave back. `allowed`: this limit by itself fits.
     `resets_at_ms`: epoch ms of a pool's next boundary, a fixed window's end (None while closed),
     the end of sliding's current window, the instant a token bucket is full (None if it is).
-    `retry_after`: seconds, exact to the ms.
+    `retry_after`: seconds, exact to the ms. Of a pool with live grants: `drawn`, what of `used`
+    they gave, and `granted`, what of `remaining` is theirs.
     """
 
     subject: Subject
@@ -56,6 +58,8 @@ class LimitState:
     allowed: bool
     resets_at_ms: int | None
     retry_after: float | None
+    drawn: int = 0
+    granted: int = 0
 
     @property
     def resets_at(self) -> datetime | None:
@@ -300,10 +304,10 @@ class HoldState:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a path: the plans it holds (group -> plan id), its overrides, its open holds.
+    """One level of a path: its plans (group -> plan id), overrides, grants and open holds.
 
     `stored`: it has a record; else these are the plans it would join. `holds`: those that end
-    first, at most 100; `open_holds`: how many there are.
+    first, at most 100; `open_holds`: how many there are. `grants`: by pool, in burn order.
     """
 
     subject: Subject
@@ -312,12 +316,14 @@ class Level:
     stored: bool = True
     holds: tuple[HoldState, ...] = ()
     open_holds: int = 0
+    grants: tuple[Grant, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "subject": self.subject,
             "plans": dict(self.plans),
             "overrides": [override.as_dict() for override in self.overrides],
+            "grants": [grant.as_dict() for grant in self.grants],
             "stored": self.stored,
             "holds": [hold.as_dict() for hold in self.holds],
             "open_holds": self.open_holds,

@@ -23,10 +23,12 @@ LIBRARIES = (
     "take",
     "once",
     "calendar",
+    "grants",
     "pool",
     "bucket",
     "slots",
     "policy",
+    "implied",
     "request",
     "hold",
     "record",
@@ -41,6 +43,7 @@ LIBRARIES = (
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
     "reserve", "commit", "release", "renew", "tally",
+    "grant", "void",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
@@ -62,8 +65,8 @@ def lua_root() -> Path:
 
 
 def _marked(source: str, mark: str) -> list[str]:
-    found = re.search(rf"^-- @{mark} (.*)$", source, re.MULTILINE)
-    return found.group(1).split() if found else []
+    found = re.search(rf"^-- @{mark} (.*(?:\n--   .*)*)$", source, re.MULTILINE)
+    return found.group(1).replace("\n--", " ").split() if found else []
 
 
 class Line(NamedTuple):

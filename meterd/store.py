@@ -80,6 +80,7 @@ class Store:
         self._apply = apply
         self._clock = b"manual" if manual else b"server"
         self._accept_eviction = accept_eviction
+        self._evicts_nothing = False
         self.ready = False
         self.looked = 0.0
         self._horizon = horizon_for(0)
@@ -259,9 +260,19 @@ class Store:
             yield from self._prune_libraries(before, after)
             return change
 
+    def check_eviction(self) -> Flow[None]:
+        """Before credits are given: once for each process."""
+        if not self._evicts_nothing:
+            yield from self._ask_eviction()
+            self._evicts_nothing = True
+
     def _check_eviction(self, catalog: Catalog) -> Flow[None]:
         pools = any(isinstance(x, Pool) for plan in catalog.plans.values() for x in plan.includes)
-        if self._accept_eviction or not pools:
+        if pools:
+            yield from self._ask_eviction()
+
+    def _ask_eviction(self) -> Flow[None]:
+        if self._accept_eviction:
             return
         for node in (yield from self.session.nodes()):
             (info,) = yield from self.session.plain_to(node, (b"INFO", b"memory"))

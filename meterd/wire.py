@@ -18,6 +18,7 @@ from hiredis import pack_command
 
 from meterd import policy_checks as checks
 from meterd.errors import PolicyError, ScriptError
+from meterd.grant import Grant
 from meterd.keys import Path
 from meterd.result import Code, Decision, LimitState, Source
 from meterd.timespec import shown
@@ -37,8 +38,10 @@ _CODES = (
 _HEAD = struct.Struct("<BBBBdd")
 HEAD_BYTES = _HEAD.size
 _SECTION = struct.Struct("<BBH")
+_NEVER_MS = 2**48 - 1
 _KINDS = {
-    "p": "pool", "f": "bucket", "s": "bucket", "t": "bucket", "l": "slots", "g": "flag",
+    "p": "pool", "P": "pool",
+    "f": "bucket", "s": "bucket", "t": "bucket", "l": "slots", "g": "flag",
 }  # fmt: skip
 _ONE = struct.pack("<d", 1)
 
@@ -186,9 +189,11 @@ def _number(value: float) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _described(names: bytes) -> tuple[tuple[str, str], ...]:
+def _described(names: bytes) -> tuple[tuple[tuple[str, str], ...], tuple[int, ...]]:
+    """Kind and name of each limit, and which of them are pools with grants."""
     lines = names.decode().split("\n")[:-1]
-    return tuple((_KINDS[line[0]], line[1:]) for line in lines)
+    granted = tuple([i for i, line in enumerate(lines) if line[0] == "P"])
+    return tuple((_KINDS[line[0]], line[1:]) for line in lines), granted
 
 
 @lru_cache(maxsize=64)
@@ -257,14 +262,19 @@ def _limits(
     for _ in range(sections):
         level, count, length = _SECTION.unpack_from(reply, at)
         at += _SECTION.size
-        described = _described(reply[at : at + length])
+        described, granted = _described(reply[at : at + length])
         at += length
         form = _figures(count)
         values = form.unpack_from(reply, at)
         at += form.size
+        sources = {}
+        for i in granted:
+            sources[i] = struct.unpack_from("<dd", reply, at)
+            at += 16
         subject = path.shown(level)
         for i, (kind, name) in enumerate(described):
             fits, limit, used, remaining, over, applied, resets, retry = values[i * 8 : i * 8 + 8]
+            drawn, unspent = sources.get(i, (0, 0)) if granted else (0, 0)
             found.append(
                 LimitState(
                     subject,
@@ -278,6 +288,8 @@ def _limits(
                     bool(fits),
                     _number(resets),
                     None if retry == NONE else (int(retry) - now_ms) / 1000,
+                    int(drawn),
+                    int(unspent),
                 )
             )
     return tuple(found), at
@@ -299,6 +311,7 @@ class LevelRow(NamedTuple):
     overrides: dict[str, dict[str, int]]
     holds: tuple[HoldRow, ...] = ()
     open_holds: int = 0  # more than `holds` where there are very many
+    grants: tuple[Grant, ...] = ()
 
 
 def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
@@ -312,10 +325,43 @@ def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
             rest = msgpack.unpackb(reply[at : at + length])
             at += length
         holds = tuple([_hold_row(*row) for row in rest.get("h") or ()])
-        rows.append(
-            LevelRow(level, policy, bool(stored), rest.get("o") or {}, holds, int(rest.get("n", 0)))
-        )
+        overrides = rest.get("o") or {}
+        # They come in order of age, the last thing that the burn order looks at.
+        granted = sorted(rest.get("k") or (), key=lambda row: (row[1], row[8], row[7]))
+        grants = tuple([_grant(*row) for row in granted])
+        open_holds = int(rest.get("n", 0))
+        rows.append(LevelRow(level, policy, bool(stored), overrides, holds, open_holds, grants))
     return rows
+
+
+def decode_grant(packed: bytes) -> Grant:
+    """A row of `lua/lib/grants.lua`."""
+    try:
+        return _grant(*msgpack.unpackb(packed))
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
+        raise ScriptError(f"unexpected reply: no grant: {packed[:80]!r}") from error
+
+
+def _grant(
+    grant_id: str,
+    name: str,
+    amount: float,
+    left: float,
+    held: float,
+    lost: float,
+    starts: float,
+    expires: float,
+    priority: float,
+    age: float,
+    source: str,
+    voided: float,
+) -> Grant:
+    consumed = int(amount - left - held - lost)
+    ends = None if expires >= _NEVER_MS else int(expires)
+    return Grant(
+        grant_id, name, int(amount), int(left), int(held), consumed, int(lost),
+        int(starts), ends, int(priority), source,
+    )  # fmt: skip
 
 
 def _hold_row(

@@ -62,18 +62,24 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   return seen, status
 end
 
--- Writes the record that was changed, and the operation id beside it.
-function assign.commit(keys, now, now_text, op_text)
+-- Writes the record that was changed, and the operation id beside it. `more`: what stands behind the answer.
+function assign.commit(keys, now, now_text, op_text, more)
   if record.outlives_holds(levels[1]) then
     return STATUS_HOLDS .. char(1)
   end
   local op_key, op_value, op_ttl
   if op_text and op_text ~= "" then
     op_key = keys[2]
-    op_value, op_ttl = op.value(op_text, now, STATUS_DONE, now_text ~= "")
+    op_value, op_ttl = op.value(op_text, now, STATUS_DONE .. (more or ""), now_text ~= "")
   end
   store.write(1, {}, now, op_key, op_value, op_ttl)
-  return STATUS_DONE
+  return STATUS_DONE .. (more or "")
+end
+
+-- After its grants have changed: the pools that are there for them alone. The record is to stay.
+function assign.plan_pools(level, now)
+  level.flags = 0
+  record.convert(level, level.parsed, level.var and level.var.o, level.rev, now)
 end
 
 -- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the

@@ -28,6 +28,8 @@ local function new_hand()
     -- pools and fixed windows; the rest only pools
     start = 0, fin = 0, anchor = 0, drawn = 0, over = 0, carried = 0,
     beyond = 0, -- of a pool: how much of the last charge went over
+    -- of a pool with grants (see grants.lua): those that are live, what they have left, where a charge came from
+    grants = nil, granted = 0, taken = nil,
     -- sliding windows: index of the current one, use of the previous; token buckets: see there
     window = 0, previous = 0, fraction = 0, tick = 0,
   }

@@ -48,7 +48,7 @@ function charge.plainly(count, names, amount_count, now)
     slices[i] = nil
     if parsed and parsed.held then
       local shape = policy.shape(parsed, names)
-      if level.effective or not shape.simple or shape.names ~= amount_count then
+      if level.effective or level.grants or not shape.simple or shape.names ~= amount_count then
         return nil
       end
       whole = whole or shape.whole
@@ -126,6 +126,7 @@ function charge.decide(count, names, amount_count, now, with_slots)
         end
         local L = in_force and in_force[target.index] or target.limit
         s.limit, s.cost, s.fits, s.applied = L, c, true, 0
+        grants.arm(level, L, now, s)
         if L.kind == SLOTS then
           s.due = level.holds and level.holds.due or nil
           if with_slots == "leave" then
@@ -143,6 +144,9 @@ function charge.decide(count, names, amount_count, now, with_slots)
           elseif code == OK then
             code = RATE_LIMITED
           end
+        end
+        if L.kind == POOL and (s.grants or s.drawn > 0) then
+          level.draws = true
         end
       end
     end
@@ -235,6 +239,26 @@ function charge.slices(count, now)
   end
 end
 
+-- A pool that has live grants, or drew from some in this period, is a "P": behind the figures of its level stands
+-- what was drawn, and what the live ones have left. Returns the head of the level and these figures; nil: no pool
+-- is.
+local function granted(shape, i, k)
+  local names, figures = {}, {}
+  for t = 1, shape.count do
+    local L, s = shape[t].limit, hands[k + t]
+    local draws = L.kind == POOL and (s.grants or s.drawn > 0)
+    names[t] = (draws and "P" or LETTERS[L.kind]) .. L.name .. "\n"
+    if draws then
+      figures[#figures + 1] = spack("<dd", s.drawn, s.granted)
+    end
+  end
+  if not figures[1] then
+    return nil
+  end
+  local described = concat(names)
+  return spack("<BBI2", i, shape.count, #described) .. described, concat(figures)
+end
+
 -- What the caller gets, figures as they are after the call.
 function charge.answer(count, now, code, allowed)
   local k, n, shown = 0, 1, 0
@@ -243,8 +267,12 @@ function charge.answer(count, now, code, allowed)
     local level = levels[i]
     local shape = level.shape
     if shape and shape.count > 0 then
+      local head, more_figures
+      if level.draws then
+        head, more_figures = granted(shape, i, k)
+      end
       shown, n = shown + 1, n + 1
-      parts[n] = policy.head(shape, i)
+      parts[n] = head or policy.head(shape, i)
       for t = 1, shape.count do
         local first, s = shape[t].first, hands[k + t]
         local L = s.limit
@@ -271,6 +299,10 @@ function charge.answer(count, now, code, allowed)
         end
       end
       k = k + shape.count
+      if more_figures then
+        n = n + 1
+        parts[n] = more_figures
+      end
     end
   end
   if not counted then

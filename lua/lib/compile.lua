@@ -114,6 +114,28 @@ local KINDS = {
   },
 }
 
+-- A pool that has grants, by their digest (lib/grants.lua), of which h is the head, x what is left there and y
+-- what all others have: a charge that goes there as a whole. d# is what was drawn.
+local GRANTED = {
+  load = [[
+    if gi ~= {index} or now >= gu or now >= e# then return end
+    local d#, over, k# = sunpack("<I7I7i7", r#)
+    if over > 0 or k# < 0 then return end
+    k# = k# + {limit}]],
+  charge = [[
+    if gh == 0 then
+      u# = u# + c#
+      if {bounded} and u# > k# then return end
+    else
+      gx = gx - c#
+      if gx < 0 then return end
+      d# = d# + c#
+      r# = spack("<I7c14", d#, sub(r#, 8))
+    end]],
+  check = "if {bounded} and gh == 0 and u# + c# > k# or gh > 0 and c# > gx then return end",
+  left = "(u# < k# and k# - u# or 0) + gx + gy", used = "(u# + d#)",
+}
+
 local function number(n)
   return n < 0 and format("(%.0f)", n) or format("%.0f", n)
 end
@@ -156,8 +178,9 @@ local function amounts_code(count)
 end
 
 -- Adds what one limit does to `code`; `asked` may be REFUSAL. Returns how its kind does it, a substitution for
--- its constants, and the expression for what one call more could spend, nil: no bound.
-local function limit_code(code, t, target, asked)
+-- its constants, the expression for what one call more could spend (nil: no bound), and that of what was used.
+-- `granted`: a pool with grants.
+local function limit_code(code, t, target, asked, granted)
   local L = target.limit
   local kind, number_of = KINDS[L.kind], tostring(t)
   local now_ticks, tick = "now", L.tick and number(L.tick)
@@ -169,6 +192,7 @@ local function limit_code(code, t, target, asked)
     limit = number(L.limit), capacity = L.capacity and number(L.capacity), period = L.period and number(L.period),
     tick = tick, now = now_ticks, never = number(NEVER), none = number(NONE), beyond = number(-NONE),
     open = asked == CHARGE and kind.open_charge or kind.open_check,
+    index = number(L.index + 128), bounded = tostring(not unlimited),
   }
   local function fill(text)
     -- `open` holds constants of its own. One tick is one ms, as a rule.
@@ -181,16 +205,22 @@ local function limit_code(code, t, target, asked)
   end
   local left, capacity = kind.left, L.capacity or L.limit
   add("local c# = " .. cost(target))
-  if L.kind == POOL and (L.rollover > 0 or L.carry_debt) then
+  if granted then
+    constants.limit = unlimited and "0" or constants.limit
+    add(GRANTED.load)
+    left, capacity = GRANTED.left, huge
+  elseif L.kind == POOL and (L.rollover > 0 or L.carry_debt) then
     add(kind.load_carried)
     left, capacity = "k# - u#", huge
   else
     add(kind.load)
   end
   if L.kind == POOL and (unlimited or capacity > MAX_COUNTER) then
-    add("if u# + c# > " .. number(MAX_COUNTER) .. " then return end")
+    add("if u# + c# " .. (granted and "+ d# " or "") .. "> " .. number(MAX_COUNTER) .. " then return end")
   end
-  if asked == CHARGE then
+  if granted then
+    add(asked == CHARGE and GRANTED.charge or GRANTED.check)
+  elseif asked == CHARGE then
     add("u# = u# + c#")
   end
   if kind.weigh then
@@ -215,15 +245,29 @@ local function limit_code(code, t, target, asked)
     add(kind.late)
   end
   code[#code + 1] = fill(concat(lines, "\n"))
+  local used = fill(granted and GRANTED.used or kind.used)
   if target.first == 0 or unlimited or L.overage == NONE then
-    return kind, fill, nil
+    return kind, fill, nil, used
   end
   local more = L.overage > 0 and fill("(l# + " .. number(L.overage) .. ")") or fill("l#")
   if target.first > 1 then
     local by = number(target.first)
     more = format("(%s - %s %% %s) / %s", more, more, by, by)
   end
-  return kind, fill, more
+  return kind, fill, more, used
+end
+
+-- The head of the answer where a pool has grants, and that pool's number; nil: no pool that is charged has.
+local function granted_head(shape, level, granted)
+  local names, number_of = {}, nil
+  for t = 1, shape.count do
+    local L = shape[t].limit
+    local mine = granted and L.kind == POOL and granted == L.index
+    names[t] = (mine and "P" or LETTERS[L.kind]) .. L.name .. "\n"
+    number_of = mine and t or number_of
+  end
+  local described = concat(names)
+  return number_of and spack("<BBI2", level or 1, shape.count, #described) .. described, number_of
 end
 
 -- What lets a record pass as one of the caller's catalog: brought to its revision, and of the group to join
@@ -245,17 +289,19 @@ local function check_code(parsed, level, charging, expires)
 end
 
 -- The text of the function, and the packed bytes that come into it.
-local function write(parsed, shape, asked, expires, level)
+local function write(parsed, shape, asked, expires, level, granted)
   local charging, refusal = asked == CHARGE, asked == REFUSAL
   local code, packed = {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
   local writes, write_values = { "<I6" }, { "now" }
   local answers, balance = {}, {}
   local at, before = HEADER + 1, shape.count > 0 and policy.head(shape, level or 1) or ""
+  local head, source = granted_head(shape, level, granted)
+  before = head or before
   for t = 1, shape.count do
     local target = shape[t]
     local L = target.limit
-    local kind, fill, more = limit_code(code, t, target, asked)
+    local kind, fill, more, used = limit_code(code, t, target, asked, t == source)
     if L.offset > at then
       local gap = "c" .. number(L.offset - at)
       reads[#reads + 1], read_names[#read_names + 1] = gap, "gap" .. t
@@ -263,29 +309,43 @@ local function write(parsed, shape, asked, expires, level)
     end
     at = L.offset + L.size
     reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
-    local brief = t == shape.count and kind.brief
+    local brief = t == shape.count and not source and kind.brief
     writes[#writes + 1] = brief or kind.format
     write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
     if refusal then
       packed[t], before = before, ""
       local limit = number(L.limit)
-      answers[t] = fill("P#, y#, " .. limit .. ", " .. kind.used .. ", l#, 0, 0, " .. kind.resets .. ", q#")
+      answers[t] = fill("P#, y#, " .. limit .. ", " .. used .. ", l#, 0, 0, " .. kind.resets .. ", q#")
     else
       -- What never differs is packed now: the end of what stands before, and the limit.
       packed[t] = before .. spack("<Bd", 1, L.limit)
       before = spack("<d", NONE)
-      answers[t] = fill("P#, " .. kind.used .. ", l#, 0, " .. (charging and "c#" or "0") .. ", " .. kind.resets)
+      answers[t] = fill("P#, " .. used .. ", l#, 0, " .. (charging and "c#" or "0") .. ", " .. kind.resets)
     end
     balance[#balance + 1] = more
   end
   packed[shape.count + 1] = before
+  local figures_behind = ""
+  if source then
+    local digest = parsed.tail > at and "c" .. number(parsed.tail - at) or ""
+    reads[#reads + 1], writes[#writes + 1] = digest .. "BBBI6I7I7", digest .. "BBBI6I7I7"
+    local names = (digest ~= "" and "gap, " or "") .. "gn, gi, gh, gu, gx, gy"
+    read_names[#read_names + 1], write_values[#write_values + 1] = names, names
+    figures_behind = "dd"
+    table.insert(code, 1, "if gn ~= 1 then return end")
+  elseif granted then
+    -- Those of other records may be for a pool that is charged here.
+    reads[#reads + 1] = (parsed.tail > at and "c" .. number(parsed.tail - at) or "") .. "BB"
+    read_names[#read_names + 1] = (parsed.tail > at and "gap, " or "") .. "gn, gi"
+    table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
+  end
   if expires then
     if parsed.tail > at then
       reads[#reads + 1], read_names[#read_names + 1] = "c" .. number(parsed.tail - at), "gap"
     end
     reads[#reads + 1], read_names[#read_names + 1] = "I6", "expires"
   end
-  local text = { "local call, sunpack, spack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
+  local text = { "local call, sunpack, spack, sub, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
   for t = 2, #packed do
     text[1] = text[1] .. ", P" .. t
   end
@@ -297,7 +357,11 @@ local function write(parsed, shape, asked, expires, level)
     add("return function(rec, now, amounts)")
   else
     add("return function(%srec, now, context, amounts)", level and "" or "key, ")
-    add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+    if granted then
+      add("if #rec < %d then return end", parsed.tail + 22)
+    else
+      add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+    end
   end
   if shape.count > 0 then
     add("%s", amounts_code(shape.names))
@@ -312,16 +376,19 @@ local function write(parsed, shape, asked, expires, level)
   local slice = format('spack("%s", %s)', concat(writes), concat(write_values, ", "))
   local figures = ("dddddc0"):rep(shape.count)
   answers[#answers + 1] = "P" .. #packed
+  if source then
+    answers[#answers + 1] = format("d%d, gx + gy", source)
+  end
   if refusal then
     figures = ("c0Bddddddd"):rep(shape.count) .. "c0"
     add('if any then return spack("<c4dd%s", OPENING, now, balance, %s) end', figures, concat(answers, ", "))
   elseif level then
-    add('return spack("<c0%s", %s), balance, %s', figures, concat(answers, ", "), slice)
+    add('return spack("<c0%s", %s), balance, %s', figures .. figures_behind, concat(answers, ", "), slice)
   else
     if charging then
       add('call("SETRANGE", key, "14", %s)', slice)
     end
-    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures, concat(answers, ", "))
+    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures .. figures_behind, concat(answers, ", "))
   end
   add("end")
   return concat(text, "\n"), packed
@@ -340,13 +407,14 @@ local function plain_amount(text)
   return amount
 end
 
-local function make(parsed, shape, asked, expires, level, refuse)
-  local text, packed = write(parsed, shape, asked, expires, level)
+local function make(parsed, shape, asked, expires, level, refuse, granted)
+  local text, packed = write(parsed, shape, asked, expires, level, granted)
   local chunk = loadstring(text, "=meterd_plain")
   local opening = asked == REFUSAL and REFUSED or OPENING
   return chunk
     and chunk(
-      call, sunpack, spack, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse, spread(packed)
+      call, sunpack, spack, sub, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse,
+      spread(packed)
     )
 end
 
@@ -356,7 +424,8 @@ end
 --   f(key, record, now, context, amounts) returns the answer; nil: not plain.
 -- With one, it leaves to the caller what a path has to have together:
 --   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
-function compile.form(parsed, shape, asked, expires, level)
-  local refuse = not level and asked ~= REPORT and make(parsed, shape, REFUSAL, false, nil, nil)
-  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, expires, level, refuse)
+-- `granted`: the index of the one pool of the record that has grants.
+function compile.form(parsed, shape, asked, expires, level, granted)
+  local refuse = not level and not granted and asked ~= REPORT and make(parsed, shape, REFUSAL, false, nil, nil)
+  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, expires, level, refuse, granted)
 end

@@ -90,8 +90,11 @@ function finish.put(count, id, expiry, names, amounts_held, now)
         end
         charged[#charged + 1] = {
           name = L.name, kind = L.kind, gen = hold.generation(level, L.name), mark = L:mark(now, s),
-          over = L.kind == POOL and s.beyond or 0, factors = factors,
+          over = L.kind == POOL and s.beyond or 0, factors = factors, sources = s.taken,
         }
+        if s.taken then
+          grants.hold(level, s.taken)
+        end
       end
     end
     k = k + (shape and shape.count or 0)

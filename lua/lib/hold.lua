@@ -3,9 +3,10 @@
 -- Two keys per record: a hash, id -> entry, and a sorted set of the ids by expiry in ms. The record knows
 -- the earliest of these (`due`), so that a call compares one number. An entry is msgpack
 --   {expiry, {cost names}, {amounts}, {tallied}, parts}
--- and a part {limit, kind, gen, mark, over, {factors}} is what the hold charged to one limit: amounts times
--- factors, in the period or window `mark`; `over`: how much of it went over; `gen`: see record.lua. What was
--- tallied stays charged whatever becomes of the hold.
+-- and a part {limit, kind, gen, mark, over, {factors}, sources} is what the hold charged to one limit: amounts
+-- times factors, in the period or window `mark`; `over`: how much of it went over; `gen`: see record.lua;
+-- sources: where the rest came from, if grants gave some of it (see grants.burn). What was tallied stays charged
+-- whatever becomes of the hold.
 --
 -- level.holds, where a record has holds or may get one: due (instant or nil), hash and order (the keys, if
 -- given), gone (ids to remove), put ({id, expiry, bytes} to store), queue (expired ids and instants), brief
@@ -48,7 +49,10 @@ local function unpacked(raw)
   check_numbers(names, e[3])
   check_numbers(names, e[4])
   for i, p in ipairs(e[5]) do
-    parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6] }
+    parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6], sources = p[7] }
+    for j = 1, p[7] and #p[7] or 0, 2 do
+      check_numbers(1, { p[7][j + 1] })
+    end
     check_numbers(4, { p[2], p[3], p[4], p[5] })
     check_numbers(names, p[6])
   end
@@ -66,7 +70,7 @@ end
 function hold.encode(entry)
   local parts = {}
   for i, p in ipairs(entry.parts) do
-    parts[i] = { p.name, p.kind, p.gen, p.mark, p.over, p.factors }
+    parts[i] = { p.name, p.kind, p.gen, p.mark, p.over, p.factors, p.sources }
   end
   return mpack({ entry.expiry, entry.names, entry.amounts, entry.tallied, parts })
 end
@@ -91,13 +95,18 @@ function hold.give_back(level, entry, kept, now, s)
   local changed = false
   for _, part in ipairs(entry.parts) do
     local L = level.parsed.names[part.name]
+    local c, keep = hold.units(part, entry.amounts), hold.units(part, kept)
+    local own, drawn
+    if part.sources then
+      own, drawn = grants.settle(level, part.sources, c - keep - min(c - keep, part.over), true, now)
+      changed = true
+    end
     if L and L.kind == part.kind and hold.generation(level, part.name) == part.gen then
       L = level.effective and level.effective[L.index] or L
-      local c, keep = hold.units(part, entry.amounts), hold.units(part, kept)
       if keep < c or L.kind == SLOTS then
         local rec = level.rec
         L:load(rec, now, s)
-        L:give_back(part, c, keep, now, s)
+        L:give_back(part, c, keep, now, s, own, drawn)
         level.rec = sub(rec, 1, L.offset - 1) .. L:pack(s) .. sub(rec, L.offset + L.size)
         changed = true
       end

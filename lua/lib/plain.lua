@@ -128,8 +128,15 @@ local function prepare(asked, level, place, names)
   shape.uses = shape.uses + 1
   if shape.uses < ENOUGH_USES or by_names and by_names[names] or not shape.plain then
     return
-  elseif place == 0 and not shape.whole or flags >= TTL and (place > 0 or not parsed.forgettable) then
+  end
+  local expires, granted = flags >= TTL and not level.grants, nil
+  if place == 0 and not shape.whole or expires and (place > 0 or not parsed.forgettable) then
     return
+  elseif level.grants then
+    granted = grants.only_pool(level)
+    if not granted then
+      return
+    end
   end
   if form_count >= MOST_FORMS then
     -- What came too late does without; once that has cost enough, everything starts over.
@@ -143,7 +150,7 @@ local function prepare(asked, level, place, names)
     end
   end
   -- The write is behind us: whatever may be wrong with a function, the call has its answer.
-  local made, form = pcall(compile.form, parsed, shape, asked, flags >= TTL, place > 0 and place or nil)
+  local made, form = pcall(compile.form, parsed, shape, asked, expires, place > 0 and place or nil, granted)
   if not made or not form then
     shape.plain = false
     return
@@ -163,7 +170,8 @@ function plain.prepare(asked, count, names, op_key)
   end
   for i = 1, count do
     local level = levels[i]
-    if level.rec and level.parsed and not level.var and level.flags <= TTL + FIRST then
+    local plain_flags = level.rec and (level.flags <= TTL + FIRST or level.flags == GRANTS + BOOKS)
+    if plain_flags and level.parsed and not level.var then
       prepare(asked, level, (count > 1 or op_key) and i or 0, names)
     end
   end

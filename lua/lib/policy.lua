@@ -298,6 +298,36 @@ local function make_shape(parsed, text)
   return shape
 end
 
+-- The same with pools of limit 0 besides, which only grants fill. Their states follow those of the policy, behind
+-- a byte that says how many they are.
+function policy.implying(parsed, names)
+  local together = concat(names, ",")
+  local known = parsed.implying and parsed.implying[together]
+  if known then
+    return known
+  end
+  local limits, by_name, at = {}, {}, parsed.tail + 1
+  for i, L in ipairs(parsed.limits) do
+    limits[i], by_name[L.name] = L, L
+  end
+  for i, name in ipairs(names) do
+    local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, {} }, {}, at)
+    L.implied = true
+    at = at + L.size
+    limits[L.index], by_name[name] = L, L
+  end
+  known = {
+    fp = parsed.fp, groups = parsed.groups, limits = limits, names = by_name, shapes = {}, shape_count = 0,
+    layout = parsed.layout .. LETTERS[POOL]:rep(#names), held = true, tail = at, forgettable = nil,
+    base = parsed, implied = names,
+  }
+  if not parsed.implying or parsed.implying_count >= 16 then
+    parsed.implying, parsed.implying_count = {}, 0
+  end
+  parsed.implying[together], parsed.implying_count = known, parsed.implying_count + 1
+  return known
+end
+
 -- What an answer says of a level before its figures.
 function policy.head(shape, level)
   local head = shape.heads[level]

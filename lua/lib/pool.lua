@@ -43,6 +43,9 @@ local function measure(L, s)
     if carried < 0 then
       left = left + carried
     end
+    if s.grants then
+      left = left + s.granted
+    end
   end
   s.left = left
   if L.overage == NONE then
@@ -85,29 +88,35 @@ function pool.guard(L, c, s)
   end
 end
 
--- Charges c: first the period's allowance, then beyond it.
+-- Charges c: the period's allowance and live grants, in burn order, then beyond them.
 function pool.charge(L, c, now, s)
   if s.fin == 0 then -- closed: the first charge opens the period
     s.start = now
     local _, fin = calendar.period(L, now, now)
     s.fin = fin
   end
-  local own = c
+  local room, drawn, own = huge, 0
   if L.limit ~= NONE then
-    own = min(c, max(0, L.limit + max(0, s.carried) - s.used))
+    room = max(0, L.limit + max(0, s.carried) - s.used)
   end
-  s.beyond = c - own
-  s.used, s.over, s.left = s.used + own, s.over + s.beyond, s.left - c
+  if s.grants then
+    own, drawn, s.beyond = grants.burn(c, room, s)
+  else
+    own = min(c, room)
+    s.beyond = c - own
+  end
+  s.used, s.drawn, s.over, s.left = s.used + own, s.drawn + drawn, s.over + s.beyond, s.left - c
   pool.guard(L, 0, s)
 end
 
 -- Gives back up to c, newest source first. Returns what came back.
 function pool.refund(L, c, _, s)
   local from_over = min(c, s.over)
-  local from_used = min(c - from_over, s.used)
+  local from_grants = s.grants and grants.refund(c - from_over, s) or 0
+  local from_used = min(c - from_over - from_grants, s.used)
   s.over, s.used = s.over - from_over, s.used - from_used
   measure(L, s)
-  return from_over + from_used
+  return from_over + from_grants + from_used
 end
 
 -- Which period was charged.
@@ -116,13 +125,15 @@ function pool.mark(_, _, s)
 end
 
 -- Gives back what a hold does not keep (`keep` of its c units, `over` of which went over) if its period
--- still runs.
-function pool.give_back(L, part, c, keep, _, s)
+-- still runs. Where grants were among its sources, `own` and `drawn` are what goes back to the allowance and
+-- to them.
+function pool.give_back(L, part, c, keep, _, s, own, drawn)
   if s.fin == 0 or s.start ~= part.mark then
     return
   end
   local from_over = min(c - keep, part.over, s.over)
-  s.over, s.used = s.over - from_over, s.used - min(c - keep - from_over, s.used)
+  s.over, s.used = s.over - from_over, s.used - min(own or c - keep - from_over, s.used)
+  s.drawn = s.drawn - min(drawn or 0, s.drawn)
   measure(L, s)
 end
 
@@ -153,7 +164,7 @@ end
 
 -- The first boundary (an instant) at which c fits, NONE if there is none within a century. `carried`
 -- grows from boundary to boundary, by one limit each, so the first that suffices is found by division.
-function pool.retry_at(L, c, now, s)
+local function first_boundary(L, c, now, s)
   local fin = s.fin
   if fin == NEVER then
     return NONE
@@ -172,6 +183,15 @@ function pool.retry_at(L, c, now, s)
   end
   local at = calendar.later(L, s.anchor, fin, k)
   return at and at - now <= CENTURY and at or NONE
+end
+
+function pool.retry_at(L, c, now, s)
+  if not s.grants then
+    return first_boundary(L, c, now, s)
+  end
+  return grants.retry_at(c, s, function(need)
+    return first_boundary(L, need, now, s)
+  end)
 end
 
 -- The same use under another definition: what was used stays used, the period keeps its start.

@@ -8,17 +8,20 @@
 --   byte 21-    state of every limit, in the policy's order
 --   then, with flag 4, 6 bytes: the instant its Redis TTL was set to
 --   then, with flag 8, 6 bytes: `due`, the instant at which the first of its holds expires
---   then, with flag 2, msgpack {o = {name = {l, v, b, e}}, g = {name = n}}: overrides (limit, overage,
+--   with flag 128, behind the states: pools that only grants fill; with flag 16, behind all of this, a digest of
+--   the grants (both: grants.lua)
+--   then, with flag 2 or 32, msgpack {o = {name = {l, v, b, e}}, g = {name = n}, k, i}: overrides (limit, overage,
 --   burst, expires), and how often a limit began anew while holds were open, so that a hold gives nothing
---   back to a state that it never charged
+--   back to a state that it never charged; grants. Flag 32: there is nothing in it but what a plain charge
+--   need not read
 --
 -- A level in hand is a table: key, rec (the record's bytes, always whole), parsed (its policy),
 -- flags, var, effective (limits under an override, by index), holds (see hold.lua); fresh, moved: bytes
 -- that differ from what is stored; settled: it has to be stored whole. At most four are in hand; the tables
 -- are reused from call to call.
--- @gives record levels has FIRST TTL
+-- @gives record levels has FIRST TTL BOOKS
 
-local FIRST, VAR, TTL, HOLDS = 1, 2, 4, 8 -- flags >= VAR means that there is more than the state
+local FIRST, VAR, TTL, HOLDS, BOOKS = 1, 2, 4, 8, 32 -- flags >= VAR means that there is more than the state
 local HEAD = "<BBc8I4I6"
 
 local record = {}
@@ -52,9 +55,18 @@ function record.rebuild(level, rev, seen, state)
     flags = flags + HOLDS
     tail = tail .. spack("<I6", due)
   end
-  if level.var then
-    flags = flags + VAR
-    tail = tail .. mpack(level.var)
+  local var = level.var
+  flags = flags + (var and VAR or 0)
+  if level.grants then
+    local digest, rows, names = grants.stored(level, state, seen)
+    local both = { k = rows, i = names }
+    for name, value in pairs(var or {}) do
+      both[name] = value
+    end
+    var, tail, flags = both, tail .. digest, flags + GRANTS + (var and 0 or BOOKS) + (names and IMPLIED or 0)
+  end
+  if var then
+    tail = tail .. mpack(var)
   end
   level.flags, level.rev, level.seen = flags, rev, seen
   level.rec = spack(HEAD, 1, flags, level.parsed.fp, rev, seen) .. state .. tail
@@ -67,6 +79,9 @@ local function pack_states(parsed, effective, prepare)
     local L = parsed.limits[i]
     if L.kind < FLAG then
       local E = effective and effective[i] or L
+      if L.implied and L.name == parsed.implied[1] then
+        parts[#parts + 1] = char(#parsed.implied)
+      end
       prepare(E, s)
       parts[#parts + 1] = E:pack(s)
     end
@@ -89,7 +104,7 @@ local function effective_limits(parsed, overrides)
   local changed
   for name, fields in pairs(overrides or {}) do
     local L = parsed.names[name]
-    if L and L.kind < FLAG then
+    if L and L.kind < FLAG and not L.implied then
       changed = changed or {}
       changed[L.index] = policy.overridden(L, fields)
     end
@@ -120,6 +135,7 @@ end
 -- `adapt(limit, before, hand)` carries over in its own way, and returns true if the limit begins anew.
 function record.convert(level, parsed, overrides, rev, now, anchors, adapt)
   local from, old_effective, rec = level.parsed, level.effective, level.rec
+  parsed = implied.pools(level, parsed)
   local effective, begun = effective_limits(parsed, overrides), {}
   for name, before in pairs(from.names) do
     local L = parsed.names[name]
@@ -214,11 +230,26 @@ local function read_variable(level, rev, seen, now)
   if has(level.flags, HOLDS) then
     at = at + 6 -- read already
   end
-  if has(level.flags, VAR) then
-    level.var = munpack(sub(level.rec, at))
-    level.effective = effective_limits(level.parsed, level.var.o)
+  local digest
+  if has(level.flags, GRANTS) then
+    digest = at
+    at = at + grants.digest_size(level.rec, at)
+  end
+  if has(level.flags, VAR) or has(level.flags, BOOKS) then
+    local var = munpack(sub(level.rec, at))
+    if var.k then
+      grants.read(level, var.k, digest)
+      var.k, var.i = nil, nil
+    end
+    level.var = next(var) and var or nil
+    level.effective = effective_limits(level.parsed, var.o)
   end
   catch_up(level, rev, seen, now)
+  if level.grants and grants.sweep(level, now) then
+    local moved = level.moved
+    record.convert(level, level.parsed, level.var and level.var.o, rev, max(seen, now))
+    level.moved, level.settled = moved, true
+  end
 end
 
 -- Reads when a record's first hold expires. Returns whether it has, and the keys to do something about it
@@ -248,6 +279,12 @@ local function check_layout(level, from)
   end
 end
 
+-- The policy of that name as this record is laid out by it, nil if it is not at hand.
+local function laid_out(level, fp, blobs)
+  local parsed = policy.get(fp, blobs)
+  return parsed and level.flags >= IMPLIED and implied.read(level, parsed) or parsed
+end
+
 -- Finds the policy that record i is laid out by (level.parsed), and the one to move it to, if any
 -- (level.to). Returns what to answer of it instead: what is stale, and which policies are needed.
 local function find_policies(i, level, context, extra, mover)
@@ -256,14 +293,14 @@ local function find_policies(i, level, context, extra, mover)
     move = nil -- it has been made
   end
   if move and level.rev <= context.rev then
-    level.to, level.parsed = policy.get(move[4], extra.p), policy.get(move[3], extra.p)
+    level.to, level.parsed = policy.get(move[4], extra.p), laid_out(level, move[3], extra.p)
     if not level.to or not level.parsed then
       return "", (level.to and "" or move[4]) .. (level.parsed and "" or move[3])
     end
-    check_layout(level, policy.get(level.fp, extra.p))
+    check_layout(level, laid_out(level, level.fp, extra.p))
     return "", ""
   end
-  local parsed = policy.get(level.fp, extra.p)
+  local parsed = laid_out(level, level.fp, extra.p)
   level.parsed = parsed
   if not mover then
     if not parsed then
@@ -299,7 +336,7 @@ local function settle(level, context, now, manual, mover)
   if mover then
     mover(level, level.to, now)
   elseif level.to then
-    local same = level.to == parsed and level.rev == context.rev
+    local same = level.to == (parsed.base or parsed) and level.rev == context.rev
     record.convert(level, level.to, level.var and level.var.o, context.rev, now)
     if same then
       -- Only its zones are written out further: no reason to write it now.
@@ -319,7 +356,8 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
   for i = 1, count do
     local rec, level = values[i], levels[i]
     level.key, level.rec, level.parsed, level.shape = keys[i], rec, nil, nil
-    level.var, level.effective, level.to, level.holds = nil, nil, nil, nil
+    level.var, level.effective, level.to, level.holds, level.grants = nil, nil, nil, nil, nil
+    level.draws = false
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then
@@ -334,7 +372,7 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
         now = seen
       end
       if plain and rev >= context.rev then -- nearly always
-        local parsed = policy.get(fp, extra.p)
+        local parsed = laid_out(level, fp, extra.p)
         level.parsed = parsed
         if not parsed then
           need = need .. fp

@@ -12,6 +12,14 @@ local function extend(level, at)
   level.settled = true
 end
 
+-- The record's bytes, with the states of `slice`, and what belongs to them anew.
+local function rebuild_whole(level, slice, now)
+  local state = slice and sub(slice, 7) or ""
+  state = state .. sub(level.rec, HEADER + 1 + #state, level.parsed.tail - 1)
+  record.rebuild(level, level.rev, now, state)
+  level.moved = true
+end
+
 -- Another earliest expiry of the record's holds (nil: none is open). `slice`: as in store.write, which
 -- then stores the record whole, without it.
 function store.put_due(level, due, slice, now)
@@ -19,10 +27,7 @@ function store.put_due(level, due, slice, now)
   if not due and level.var then
     level.var = level.var.o and { o = level.var.o } or nil
   end
-  local state = slice and sub(slice, 7) or ""
-  state = state .. sub(level.rec, HEADER + 1 + #state, level.parsed.tail - 1)
-  record.rebuild(level, level.rev, now, state)
-  level.moved = true
+  rebuild_whole(level, slice, now)
 end
 
 -- The bytes to store, where `slice` replaces those from 15 on.
@@ -70,6 +75,10 @@ function store.write(count, slices, now, op_key, op_value, op_ttl)
   for i = 1, count do
     local level = levels[i]
     holds = holds or level.holds
+    if level.grants and (slices[i] or level.fresh or level.moved) then
+      rebuild_whole(level, slices[i], now)
+      slices[i] = nil
+    end
     if slices[i] or level.fresh or level.moved then
       writes, only = writes + 1, i
       if level.flags >= TTL and has(level.flags, TTL) then

@@ -105,7 +105,7 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
         ):
             most, held = most + 2 * paths, int(holds[1])
             kinds.append("hold")
-        elif re.fullmatch(r"(n \+ 1|2) +operation id; only with ARGV \d", text):
+        elif re.fullmatch(r"(n \+ 1|2) +operation id; only with ARGV \d+", text):
             most += 1
             kinds.append("operation id")
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
