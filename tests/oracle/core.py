@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
-from tests.oracle.decide import Hit, ODecision
+from tests.oracle.decide import Hit, ODecision, planned
 from tests.oracle.errors import NoPlan, NotIncluded, OpConflict
 from tests.oracle.levels import Levels, View
 from tests.oracle.plans import Catalog
@@ -15,8 +15,8 @@ from tests.oracle.requests import Amounts, Path, check_op
 
 DAY_MS = 86_400_000
 MAX_HOLDS = 10_000
-Answers = dict[str, dict[str, tuple[Any, ODecision, int]]]
-"""Root -> id -> the request, its answer, and when that was."""
+Answers = dict[str, dict[str, tuple[Any, Any, int]]]
+"""Root -> id -> the request, its answer, and until when that is remembered."""
 
 
 class Core:
@@ -71,7 +71,7 @@ class Core:
         for hit, state in zip(hits, after, strict=True):
             if hit.view.path in touched:
                 assert hit.view.record is not None
-                hit.view.record.states[hit.spec.name] = state
+                hit.view.record.put(hit.spec.name, state)
         for view in views:
             if view.path in touched:
                 assert view.record is not None
@@ -87,21 +87,28 @@ class Core:
     def _answered(
         self, answers: Answers, path: Path, op: str, request: Any, now: int
     ) -> ODecision | None:
+        first = self._known(answers, path, op, request, now)
+        return None if first is None else replace(first, replayed=True)
+
+    def _known(self, answers: Answers, path: Path, op: str, request: Any, now: int) -> Any:
+        """What was answered to the same request, if that is remembered; None: nothing is."""
         known = answers.get(path[0], {}).get(op)
-        if known is None or known[2] + self.op_retention_ms <= now:
+        if known is None or known[2] <= now:
             return None
         first, answer, _ = known
         if first != request:
             raise OpConflict(op)
-        return replace(answer, replayed=True)
+        return answer
 
     def _remember(
-        self, path: Path, op: str | None, request: Any, answer: ODecision, now: int
+        self,
+        path: Path,
+        op: str | None,
+        request: Any,
+        answer: Any,
+        now: int,
+        retention_ms: int | None = None,
     ) -> None:
         if op is not None:
-            self.operations.setdefault(path[0], {})[op] = (request, answer, now)
-
-
-def planned(views: list[View]) -> bool:
-    """Whether any level has a plan."""
-    return any(view.record and view.record.plans for view in views)
+            until = now + (self.op_retention_ms if retention_ms is None else retention_ms)
+            self.operations.setdefault(path[0], {})[op] = (request, answer, until)

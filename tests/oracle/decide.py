@@ -38,6 +38,11 @@ class Hit:
     amount: int
 
 
+def planned(views: list[View]) -> bool:
+    """Whether any level has a plan, or a grant."""
+    return any(view.record and (view.record.plans or view.record.grants) for view in views)
+
+
 def hits_of(views: list[View], amounts: Amounts, now: int) -> tuple[list[Hit], set[str]]:
     """Every limit charged, levels root first, and the cost names that reach nothing."""
     hits: list[Hit] = []
@@ -67,7 +72,7 @@ def decide(
     fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
     refusing = [hit for hit, fit in zip(hits, fits, strict=True) if not fit]
     code = "OK"
-    if not any(view.record and view.record.plans for view in views):
+    if not planned(views):
         code = "NO_PLAN"
     elif missing:
         code = "NOT_INCLUDED"
@@ -168,4 +173,6 @@ def shown(hit: Hit, state: Any, now: int, applied: int, allowed: bool, retry: in
         allowed,
         figures.resets_at_ms,
         retry,
+        figures.drawn,
+        figures.granted,
     )

@@ -14,6 +14,7 @@ from tests.oracle.decide import Hit, ODecision, check_counters, decide, hits_of,
 from tests.oracle.errors import OpConflict, OpNotFound, PolicyError
 from tests.oracle.holds import Hold, Part, part_of
 from tests.oracle.levels import View
+from tests.oracle.limits import PoolSpec
 from tests.oracle.records import Record, copy_of, end_hold
 from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_op, path_of
 
@@ -76,6 +77,12 @@ class Holding(Core):
         if any(len(record_of(view).holds) >= self.max_holds for view in charged):
             untouched, _, _ = decide(views, amounts, now, op, dry_run=True)
             return replace(untouched, allowed=False, code="RATE_LIMITED")
+        after = [
+            hit.spec.held(state, parts[hit.view.path][hit.spec.name].shares)
+            if isinstance(hit.spec, PoolSpec) and hit.amount
+            else state
+            for hit, state in zip(hits, after, strict=True)
+        ]
         for view in charged:
             hold = Hold(now + ttl_ms, amounts, dict.fromkeys(amounts, 0), parts[view.path])
             record_of(view).holds[hold_id] = hold
@@ -199,7 +206,8 @@ class Holding(Core):
         self._write(views, none, [], now, root=False, also=[view.path for view in views])
 
     def _end(self, path: Path, hold_id: str, request: object, answer: ODecision, now: int) -> None:
-        self.ends.setdefault(path[0], {})[hold_id] = (request, answer, now)
+        until = now + self.op_retention_ms
+        self.ends.setdefault(path[0], {})[hold_id] = (request, answer, until)
 
 
 def check_ttl(ttl_ms: int) -> None:

@@ -2,7 +2,8 @@
 
 A hold has a *part* of every limit that it charged. What comes back of a part depends on where the
 charge stands by now: its period or window may be over, a token bucket may have refilled. A limit's
-*incarnation* counts how often its state began anew; a part of an earlier one lapses.
+*incarnation* counts how often its state began anew; a part of an earlier one lapses. What a part
+took from grants goes back to these whatever became of the limit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec, ceil_div
+from tests.oracle.grants import Grant, Share
 from tests.oracle.limits import PoolSpec
 from tests.oracle.requests import Amounts
 from tests.oracle.slots import SlotsSpec
@@ -21,7 +23,8 @@ class Part:
     """`charged` units of one limit; `factors`: units per cost name, as they were then.
 
     `mark`: which period or window was charged (a pool's start and a fixed window's in ms, sliding:
-    its number), for a token bucket when. `over`: what of it went over a pool's allowance.
+    its number), for a token bucket when. Of a pool: `shares`, in the order in which they were
+    taken, and `over`, what came after them and no source covered.
     """
 
     of_spec: type
@@ -30,10 +33,31 @@ class Part:
     mark: int
     over: int
     incarnation: int
+    shares: tuple[Share, ...] = ()
 
     def of(self, amounts: Amounts) -> int:
         """How many units these amounts are."""
         return sum(amounts.get(cost, 0) * factor for cost, factor in self.factors)
+
+    def returned(self, keep: int) -> tuple[int, list[Share]]:
+        """Of `over` and of each share what comes back: what was taken last comes back first."""
+        back = self.charged - keep
+        over = min(back, self.over)
+        back -= over
+        shares: list[Share] = []
+        for source, units in reversed(self.shares):
+            shares.append((source, min(back, units)))
+            back -= shares[-1][1]
+        assert back == 0
+        return over, shares
+
+    def settled(self, grant: Grant, keep: int, now: int) -> Grant:
+        """A grant after the hold ended, whether or not it took anything from this one."""
+        taken = dict(self.shares).get(grant.id)
+        if taken is None:
+            return grant
+        back = dict(self.returned(keep)[1])[grant.id]
+        return grant.settled(taken - back, back, now)
 
 
 @dataclass(frozen=True)
@@ -50,9 +74,10 @@ def part_of(
     spec: Any, before: Any, after: Any, charged: int, held: Amounts, incarnation: int, now: int
 ) -> Part:
     """The part of a limit that went from one state to another by the charge at `now`."""
-    over = after.over - before.over if isinstance(spec, PoolSpec) else 0
+    shares, over = spec.shares(before, charged, now) if isinstance(spec, PoolSpec) else ((), 0)
     factors = tuple((cost, factor) for cost, factor in spec.rates if cost in held)
-    return Part(type(spec), charged, factors, mark_of(spec, after, now), over, incarnation)
+    mark = mark_of(spec, after, now)
+    return Part(type(spec), charged, factors, mark, over, incarnation, tuple(shares))
 
 
 def mark_of(spec: Any, state: Any, now: int) -> int:
@@ -78,16 +103,25 @@ def kept(spec: Any, part: Part, amounts: Amounts) -> int:
 
 
 def given_back(spec: Any, state: Any, part: Part, keep: int, now: int) -> Any:
-    """The state, which has been brought to `now`, after all but `keep` of the part came back."""
+    """The state, which has been brought to `now`, after all but `keep` of the part came back.
+
+    Of a pool that is its period; its grants have been settled by themselves.
+    """
     back = part.charged - keep
     if isinstance(spec, SlotsSpec):
         return state - min(back, state)
     if isinstance(spec, PoolSpec):
         if not state.open or state.start != part.mark:
             return state
-        over = min(back, part.over, state.over)
-        used = min(back - over, state.used)
-        return state._replace(over=state.over - over, used=state.used - used)
+        # Where others gave back what had gone over, the period's own share comes back instead.
+        over, shares = part.returned(keep)
+        own = over + dict(shares).get(None, 0)
+        over = min(over, state.over)
+        used = min(own - over, state.used)
+        drawn = min(back - own, state.drawn)
+        return state._replace(
+            over=state.over - over, used=state.used - used, drawn=state.drawn - drawn
+        )
     if isinstance(spec, FixedSpec):
         if state.start != spec.tick(part.mark):
             return state

@@ -7,12 +7,14 @@ an immutable tuple. Every method is a pure function: state in, state out. Except
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tests.oracle import calendar
+from tests.oracle import calendar, grants
 from tests.oracle.calendar import Grid
+from tests.oracle.grants import Grants, Share
 
 MAX_COUNTER = 9 * 10**15
 
@@ -32,17 +34,26 @@ class OLimit:
     allowed: bool
     resets_at_ms: int | None
     retry_after_ms: int | None
+    drawn: int = 0
+    granted: int = 0
 
 
 class Figures(NamedTuple):
+    """`used` counts everything; `drawn` of it came from grants, `granted` is left in live ones."""
+
     used: int
     remaining: int | None
     overage: int
     resets_at_ms: int | None
+    drawn: int = 0
+    granted: int = 0
 
 
 class PoolState(NamedTuple):
-    """`end` is None for a period that never ends. A closed pool has `start == end == 0`."""
+    """`end` is None for a period that never ends. A closed pool has `start == end == 0`.
+
+    `grants`: the record's grants for this pool, brought to now as the rest is.
+    """
 
     anchor_ms: int
     start: int
@@ -52,6 +63,7 @@ class PoolState(NamedTuple):
     over: int = 0
     carried: int = 0
     drawn: int = 0
+    grants: Grants = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class PoolSpec:
             return state
         carried = self.carry(self.unspent(state))
         if self.first_use:
-            return PoolState(state.anchor_ms, 0, 0, open=False, carried=carried)
+            return PoolState(state.anchor_ms, 0, 0, False, carried=carried, grants=state.grants)
         assert state.end is not None
         grid = self.grid(state.anchor_ms)
         last = grid.index_of(now)
@@ -115,7 +127,7 @@ class PoolSpec:
         if self.limit is not None:
             carried = self.carry(carried + (missed - 1) * self.limit)
         start, end = grid.boundary(last), grid.boundary(last + 1)
-        return PoolState(state.anchor_ms, start, end, carried=carried)
+        return PoolState(state.anchor_ms, start, end, carried=carried, grants=state.grants)
 
     def bring_stepwise(self, state: PoolState, now: int) -> PoolState:
         """The same, one boundary after the other, by the definition of a single period's end."""
@@ -138,7 +150,10 @@ class PoolSpec:
         return state._replace(used=0, drawn=0, over=0, carried=carried)
 
     def unspent(self, state: PoolState) -> int | None:
-        """N: what a period that ends now leaves behind, negative for debt; None: unbounded."""
+        """N: what a period that ends now leaves behind, negative for debt; None: unbounded.
+
+        Grants are no part of it.
+        """
         room = self.room(state)
         return None if room is None else room - state.over - max(0, -state.carried)
 
@@ -157,42 +172,57 @@ class PoolSpec:
             return None
         return max(0, self.limit + max(0, state.carried) - state.used)
 
-    def remaining(self, state: PoolState) -> int | None:
-        room = self.room(state)
-        return None if room is None else room - state.over - max(0, -state.carried)
+    def remaining(self, state: PoolState, now: int) -> int | None:
+        own = self.unspent(state)
+        return None if own is None else own + grants.granted(state.grants, now)
 
     def figures(self, state: PoolState, now: int) -> Figures:
         used = state.used + state.drawn + state.over
         resets_at = state.end if state.open else None
-        return Figures(used, self.remaining(state), state.over, resets_at)
+        left = grants.granted(state.grants, now)
+        return Figures(used, self.remaining(state, now), state.over, resets_at, state.drawn, left)
 
     def spendable(self, state: PoolState, now: int) -> int | None:
         """The largest amount that would fit; None: any."""
-        remaining = self.remaining(state)
+        remaining = self.remaining(state, now)
         if remaining is None or self.overage is None:
             return None
         return max(0, remaining + self.overage)
 
     def fits(self, state: PoolState, amount: int, now: int) -> bool:
-        remaining = self.remaining(state)
+        remaining = self.remaining(state, now)
         if amount == 0 or remaining is None or self.overage is None:
             return True
         return amount <= remaining + self.overage
 
     def retry_after(self, state: PoolState, amount: int, now: int) -> int | None:
-        """ms until the first boundary at which the amount fits; None: at none of them."""
+        """ms until the first boundary at which the amount fits; None: at none of them.
+
+        A grant counts with what it has now, and only where it is live now and beyond the boundary.
+        """
+        counted = [grant for grant in state.grants if grant.live(now)]
+        while True:
+            at = self.fits_at(state, amount - sum(grant.left for grant in counted))
+            if at is None:
+                return None
+            lasting = [grant for grant in counted if not grant.dead(at)]
+            if lasting == counted:
+                return at - now if at - now <= calendar.CENTURY_MS else None
+            counted = lasting  # fewer units: that boundary, or a later one
+
+    def fits_at(self, state: PoolState, amount: int) -> int | None:
+        """The first boundary at which the amount fits without any grant."""
         k = self.periods_until_fit(state, amount)
         if k is None:
             return None
         assert state.end is not None
         if self.first_use:
-            return state.end - now
+            return state.end
         grid = self.grid(state.anchor_ms)
         try:
-            at = grid.boundary(grid.index_of(state.end - 1) + k)
+            return grid.boundary(grid.index_of(state.end - 1) + k)
         except calendar.OutOfRange:
             return None
-        return at - now if at - now <= calendar.CENTURY_MS else None
 
     def periods_until_fit(self, state: PoolState, amount: int) -> int | None:
         """The least k >= 1 such that the amount fits once the k-th coming boundary has passed."""
@@ -218,33 +248,53 @@ class PoolSpec:
         return state._replace(start=now, end=self.grid(now).boundary(1), open=True)
 
     def charge(self, state: PoolState, amount: int, now: int) -> PoolState:
-        """Allowance first, the rest goes over. The caller decides whether it fits."""
+        """The sources in burn order, the rest goes over. The caller decides whether it fits."""
         if amount == 0:
             return state
         state = self.opened(state, now)
-        room = self.room(state)
-        own = amount if room is None else min(amount, room)
-        return state._replace(used=state.used + own, over=state.over + amount - own)
+        shares, over = self.shares(state, amount, now)
+        own = sum(units for source, units in shares if source is None)
+        return state._replace(
+            used=state.used + own,
+            drawn=state.drawn + amount - own - over,
+            over=state.over + over,
+            grants=grants.consumed(state.grants, shares),
+        )
+
+    def shares(self, state: PoolState, amount: int, now: int) -> tuple[list[Share], int]:
+        """What a charge takes of each source, and what goes over."""
+        state = self.opened(state, now)
+        return grants.shares_of(amount, self.room(state), state.end, state.grants, now)
+
+    def held(self, state: PoolState, shares: Iterable[Share]) -> PoolState:
+        """What a charge just took of the grants is a hold's."""
+        return state._replace(grants=grants.held(state.grants, shares))
 
     def report(self, state: PoolState, amount: int, now: int) -> tuple[PoolState, int]:
         return self.charge(state, amount, now), amount
 
     def refund(self, state: PoolState, amount: int, now: int) -> tuple[PoolState, int]:
         over = min(amount, state.over)
-        used = min(amount - over, state.used)
-        back = over + used
-        return state._replace(over=state.over - over, used=state.used - used), back
+        after, drawn = grants.refunded(state.grants, min(amount - over, state.drawn), now)
+        used = min(amount - over - drawn, state.used)
+        state = state._replace(
+            over=state.over - over,
+            drawn=state.drawn - drawn,
+            used=state.used - used,
+            grants=after,
+        )
+        return state, over + drawn + used
 
     def adjust(self, state: PoolState, used: int, now: int) -> PoolState:
         if used > 0:
             state = self.opened(state, now)
         own = used
         if self.limit is not None:
-            own = min(used, max(0, self.limit + max(0, state.carried) - state.drawn))
-        return state._replace(used=own, over=used - own)
+            own = min(used, self.limit + max(0, state.carried))
+        return state._replace(used=own, drawn=0, over=used - own)
 
     def overflows(self, state: PoolState) -> bool:
-        return state.used + state.over + max(0, -state.carried) > MAX_COUNTER
+        return state.used + state.drawn + state.over + max(0, -state.carried) > MAX_COUNTER
 
     # -- another definition ----------------------------------------------------------------------
 

@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from tests.oracle.core import planned
 from tests.oracle.decide import (
     Hit,
     ODecision,
     check_counters,
     decide,
     hits_of,
+    planned,
     recorded,
     refuse_slots,
     retry_after,
     shown,
 )
 from tests.oracle.errors import PolicyError
-from tests.oracle.holding import Holding, OHold, open_holds
+from tests.oracle.granting import Granting, booked
+from tests.oracle.grants import OGrant
+from tests.oracle.holding import OHold, open_holds
 from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
 from tests.oracle.plans import check_override, merge
@@ -36,15 +38,17 @@ from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount
 class OUsage:
     """Every limit of every level, root first; `plans`: per level {group: plan id}, or None.
 
-    `holds`: per level those that are open, the soonest to expire first.
+    `holds`: per level those that are open, the soonest to expire first. `grants`: per level those
+    in the books, by pool name in burn order.
     """
 
     limits: list[OLimit]
     plans: list[dict[str, str] | None]
     holds: list[list[OHold]]
+    grants: list[list[OGrant]]
 
 
-class Oracle(Holding):
+class Oracle(Granting):
     """Everything that the engine does; `Core` says what it is made of."""
 
     # -- charging --------------------------------------------------------------------------------
@@ -146,20 +150,23 @@ class Oracle(Holding):
         limits: list[OLimit] = []
         plans: list[dict[str, str] | None] = []
         holds: list[list[OHold]] = []
+        grants: list[list[OGrant]] = []
         for view in self.levels.views(path, join, now):
             record = view.record
             holds.append([])
+            grants.append([])
             if record is None:
                 plans.append(None)
                 continue
             plans.append({group: _id_of(plan) for group, plan in record.plans.items()})
             holds[-1] = open_holds(record)
+            grants[-1] = booked(record)
             for name, spec in record.specs.items():
                 hit = Hit(view, spec, record.state(name, now), 1)
                 fit = spec.fits(hit.state, 1, now)
                 retry = None if fit else retry_after(hit, now)
                 limits.append(shown(hit, hit.state, now, 0, fit, retry))
-        return OUsage(limits, plans, holds)
+        return OUsage(limits, plans, holds, grants)
 
     def limiter(self, name: str, *limits: Any) -> OLimiter:
         """Plain rate limiting beside the catalog."""
@@ -277,7 +284,7 @@ class Oracle(Holding):
             raise PolicyError(f"no pool or bucket {name!r}")
         spec = record.specs[name]
         state = spec.adjust(record.state(name, now), used, now)
-        record.states[name] = state
+        record.put(name, state)
         self.levels.store(path, record, now, first_sight=False)
         return shown(Hit(view, spec, state, 0), state, now, 0, True, None)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.oracle.buckets import SlidingSpec
+from tests.oracle.grants import Grant
 from tests.oracle.holds import Hold, given_back, kept
 from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import Specs, overridden
@@ -21,11 +22,13 @@ class Override:
 
 @dataclass(slots=True)
 class Record:
-    """One level. `specs` is `base` (the merged plans) with the overrides on top, by limit name.
+    """One level. `specs` is `base` (the merged plans) with the overrides on top, by limit name,
+    and then, ordered by name, a pool for every other name of which there are grants.
 
     `plans` maps a group to a plan's id, or to the private plan itself. `states` may lie behind
     (nothing was written since), never ahead. `first_sight`: nobody ever set anything here.
-    `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew.
+    `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew. `grants`:
+    those in the books, by id, the oldest first; `granted`: how many were ever made.
     """
 
     revision: int
@@ -38,10 +41,27 @@ class Record:
     first_sight: bool = False
     holds: dict[str, Hold] = field(default_factory=dict)
     incarnations: dict[str, int] = field(default_factory=dict)
+    grants: dict[str, Grant] = field(default_factory=dict)
+    granted: int = 0
 
     def state(self, name: str, now: int) -> Any:
-        """The limit's state, brought to now."""
+        """The limit's state, brought to now. A pool's has its grants."""
+        state = self.own_state(name, now)
+        if isinstance(self.specs[name], PoolSpec):
+            mine = tuple(grant for grant in self.grants.values() if grant.name == name)
+            return state._replace(grants=mine)
+        return state
+
+    def own_state(self, name: str, now: int) -> Any:
+        """The same without grants, which are kept apart: they outlive the limit."""
         return self.specs[name].bring(self.states[name], now)
+
+    def put(self, name: str, state: Any) -> None:
+        """What `state` told, after a change."""
+        if isinstance(self.specs[name], PoolSpec):
+            self.grants.update((grant.id, grant) for grant in state.grants)
+            state = state._replace(grants=())
+        self.states[name] = state
 
     def incarnation(self, name: str) -> int:
         return self.incarnations.get(name, 0)
@@ -55,7 +75,7 @@ class Record:
 
         The record has been settled to `now`.
         """
-        if not self.first_sight or self.holds:
+        if not self.first_sight or self.holds or self.grants:
             return False
         for name, spec in self.specs.items():
             if spec.kind in ("pool", "slots"):
@@ -71,12 +91,30 @@ def fresh(plans: dict[str, Any], base: Specs, revision: int, now: int) -> Record
     return Record(revision, plans, base, base, states, now)
 
 
-def with_overrides(base: Specs, overrides: Mapping[str, Override]) -> Specs:
-    specs = base
+def specs_of(base: Specs, overrides: Mapping[str, Override], grants: Mapping[str, Grant]) -> Specs:
+    """The effective specs: plans, overrides on top, and the pools that only grants make."""
+    specs = dict(base)
     for name, override in overrides.items():
         if name in base:
-            specs = {**specs, name: overridden(base[name], override.fields)}
+            specs[name] = overridden(base[name], override.fields)
+    for name in sorted({grant.name for grant in grants.values()} - base.keys()):
+        specs[name] = made_by_grants(name)
     return specs
+
+
+def made_by_grants(name: str) -> PoolSpec:
+    """The pool that a record has of a name which no plan of it includes."""
+    return PoolSpec(
+        name=name,
+        limit=0,
+        reset=None,
+        anchor="subscription",
+        tz="UTC",
+        rollover=0,
+        overage=0,
+        carry_debt=False,
+        rates=((name, 1),),
+    )
 
 
 def copy_of(record: Record) -> Record:
@@ -88,14 +126,15 @@ def copy_of(record: Record) -> Record:
         overrides=dict(record.overrides),
         holds=dict(record.holds),
         incarnations=dict(record.incarnations),
+        grants=dict(record.grants),
     )
 
 
 def settled(record: Record, now: int) -> Record:
-    """The record after the overrides and holds that have ended, each at its own instant.
+    """The record after the overrides, grants and holds that have ended, each at its own instant.
 
-    They end in the order of time; at one instant overrides first, then holds by the bytes of
-    their ids.
+    They end in the order of time; at one instant overrides first, then grants, then holds by the
+    bytes of their ids.
     """
     ends: list[tuple[int, int, bytes, str]] = []
     for name, override in record.overrides.items():
@@ -103,24 +142,56 @@ def settled(record: Record, now: int) -> Record:
             ends.append((override.expires, 0, name.encode(), name))
     for hold_id, hold in record.holds.items():
         if hold.expires <= now:
-            ends.append((hold.expires, 1, hold_id.encode(), hold_id))
+            ends.append((hold.expires, 2, hold_id.encode(), hold_id))
+    for grant in record.grants.values():
+        if grant.expires is not None and grant.expires <= now:
+            ends.append((grant.expires, 1, b"", ""))
     if not ends:
         return record
     record = copy_of(record)
-    for at, is_hold, _, key in sorted(ends):
-        if is_hold:
-            end_hold(record, key, record.holds[key].tallied, at)
-        else:
+    for at, kind, _, key in sorted(ends):
+        if kind == 0:
             end_override(record, key, at)
+        elif kind == 2:
+            end_hold(record, key, record.holds[key].tallied, at)
+        end_grants(record, at)
     return record
+
+
+def end_grants(record: Record, at: int) -> None:
+    """Those that are dead by then lose what is left; without open holds they leave the books.
+
+    With the last grant of its name the pool goes that only grants made.
+    """
+    for grant in list(record.grants.values()):
+        if grant.dead(at):
+            record.grants[grant.id] = grant.ended()
+            if not grant.held:
+                drop_grant(record, grant.id)
+
+
+def drop_grant(record: Record, grant_id: str) -> None:
+    name = record.grants.pop(grant_id).name
+    if name not in record.base and all(grant.name != name for grant in record.grants.values()):
+        del record.specs[name], record.states[name]
+        record.incarnations[name] = record.incarnation(name) + 1
+
+
+def add_grant(record: Record, grant: Grant, now: int) -> None:
+    """Its pool is there from now on, if it was not before."""
+    record.grants[grant.id] = grant
+    record.granted = grant.age
+    if grant.name not in record.specs:
+        record.specs = specs_of(record.base, record.overrides, record.grants)
+        record.states[grant.name] = record.specs[grant.name].fresh(now, now)
 
 
 def end_override(record: Record, name: str, at: int) -> None:
     """Takes the override off at that instant."""
     del record.overrides[name]
-    if name in record.specs:
+    if name in record.base:
         old, new = record.specs[name], record.base[name]
-        record.states[name] = new.convert(old, record.state(name, at), at)
+        record.states[name] = new.convert(old, record.own_state(name, at), at)
         record.specs[name] = new
         if restarts(old, new):
             record.incarnations[name] = record.incarnation(name) + 1
@@ -130,10 +201,12 @@ def end_hold(record: Record, hold_id: str, used: Amounts, at: int) -> None:
     """Gives back at that instant what the hold has beyond `used`, to where it came from."""
     hold = record.holds.pop(hold_id)
     for name, part in hold.parts.items():
+        for grant in record.grants.values():
+            record.grants[grant.id] = part.settled(grant, part.of(used), at)
         if name in record.specs and part.incarnation == record.incarnation(name):
             spec = record.specs[name]
             keep = kept(spec, part, used)
-            record.states[name] = given_back(spec, record.state(name, at), part, keep, at)
+            record.states[name] = given_back(spec, record.own_state(name, at), part, keep, at)
 
 
 def restarts(old: Any, new: Any) -> bool:
@@ -161,7 +234,7 @@ def converted(
 
     `own`: names to which an explicit `anchor_ms` and `reset` apply.
     """
-    specs = with_overrides(base, overrides)
+    specs = specs_of(base, overrides, record.grants)
     states: dict[str, Any] = {}
     incarnations = dict(record.incarnations)
     for name, old in record.specs.items():
@@ -176,7 +249,7 @@ def converted(
         if old is None or old.kind != spec.kind:
             states[name] = spec.fresh(now, anchor)
             continue
-        state = record.state(name, now)
+        state = record.own_state(name, now)
         if not isinstance(spec, PoolSpec):
             states[name] = spec.convert(old, state, now)
         elif reset and name in own:
@@ -197,4 +270,6 @@ def converted(
         record.first_sight,
         dict(record.holds),
         incarnations,
+        dict(record.grants),
+        record.granted,
     )

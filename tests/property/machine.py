@@ -14,7 +14,20 @@ from typing import Any
 from meterd import Bucket, Flag, Meter, Plan, Pool, errors
 from meterd.testing import ManualClock
 from tests.oracle import errors as oracle_errors
+from tests.oracle import invariants
+from tests.oracle.grants import OGrant
 from tests.oracle.model import Oracle
+from tests.property.fields import (
+    GRANTS,
+    decision_fields,
+    difference,
+    grant_fields,
+    instant,
+    limit_fields,
+    model_fields,
+    model_limit,
+)
+from tests.property.machine_grants import GrantSteps
 from tests.property.machine_holds import HoldSteps, holds_fields, random_slots
 
 START_MS = 1_709_000_000_000  # 2024-02-27
@@ -24,6 +37,7 @@ ZONES = (
 )  # fmt: skip
 SUBJECTS = ("a", "b", "a/t", "b/t", "a/t/u", "a/t/u/v", ("b", "x/y"))
 COSTS = ("credits", "api", "burst", "login", "tokens", "sso", "nothing")
+EXTRA = ("extra",) if GRANTS else ()  # in no plan: only grants make it a pool
 AMOUNTS = (0, 1, 1, 1, 2, 3, 5, 8, 13, 40, 100, 1000, 10**6)
 STEPS_MS = (0, 0, 1, 1, 7, 100, 999, 1000, 5_000, 60_000, 3_600_000, 86_400_000, 40 * 86_400_000)
 RESETS = (None, "hour", "day", "week", "month", "quarter", "year", "90s", "36h", "10d")
@@ -118,64 +132,7 @@ _ERRORS: dict[type[Exception], type[Exception]] = {
 }
 
 
-def decision_fields(decision: Any) -> dict[str, Any]:
-    """Every field of an engine's decision, in the model's words."""
-    after = decision.retry_after
-    return {
-        "allowed": decision.allowed,
-        "code": str(decision.code),
-        "balance": decision.balance,
-        "retry_after_ms": None if after is None else round(after * 1000),
-        "op": decision.op,
-        "replayed": decision.replayed,
-        "limits": [limit_fields(state) for state in decision.limits],
-        "refused": [(path_of(s.subject), s.name) for s in decision.refused],
-    }
-
-
-def path_of(subject: Any) -> tuple[str, ...]:
-    return tuple(subject.split("/")) if isinstance(subject, str) else tuple(subject)
-
-
-def limit_fields(state: Any) -> dict[str, Any]:
-    after = state.retry_after
-    return {
-        "subject": path_of(state.subject),
-        "name": state.name,
-        "kind": state.kind,
-        "limit": state.limit,
-        "used": state.used,
-        "remaining": state.remaining,
-        "overage": state.overage,
-        "applied": state.applied,
-        "allowed": state.allowed,
-        "resets_at_ms": state.resets_at_ms,
-        "retry_after_ms": None if after is None else round(after * 1000),
-    }
-
-
-def model_fields(decision: Any) -> dict[str, Any]:
-    return {
-        "allowed": decision.allowed,
-        "code": decision.code,
-        "balance": decision.balance,
-        "retry_after_ms": decision.retry_after_ms,
-        "op": decision.op,
-        "replayed": decision.replayed,
-        "limits": [model_limit(limit) for limit in decision.limits],
-        "refused": [(tuple(limit.subject), limit.name) for limit in decision.refused],
-    }
-
-
-def model_limit(limit: Any) -> dict[str, Any]:
-    names = (
-        "name", "kind", "limit", "used", "remaining", "overage", "applied", "allowed",
-        "resets_at_ms", "retry_after_ms",
-    )  # fmt: skip
-    return {"subject": tuple(limit.subject), **{name: getattr(limit, name) for name in names}}
-
-
-class Machine(HoldSteps):
+class Machine(GrantSteps, HoldSteps):
     """One store and one model, fed the same calls."""
 
     def __init__(self, rng: random.Random, make: Callable[[Any, list[Plan]], Meter]) -> None:
@@ -186,6 +143,7 @@ class Machine(HoldSteps):
         self.oracle = Oracle(plans, start_ms=self.clock.now_ms, expire_first_sight=False)
         self.meter = make(self.clock, plans)
         self.made = []
+        self.given = []
         self.limiter = (
             [random_bucket(rng, "ip"), random_bucket(rng, "all")] if rng.random() < 0.5 else []
         )
@@ -223,6 +181,20 @@ class Machine(HoldSteps):
                     [held[:100] for held, plans in known if plans is not None]
                 )
                 right["holds"] = holds_fields([level.holds for level in actual.levels])
+            if GRANTS:
+                booked = zip(expected.grants, expected.plans, strict=True)
+                left["grants"] = [
+                    [grant_fields(grant) for grant in level]
+                    for level, plans in booked
+                    if plans is not None
+                ]
+                right["grants"] = [
+                    [grant_fields(grant) for grant in level.grants] for level in actual.levels
+                ]
+        elif isinstance(expected, OGrant):
+            left, right = grant_fields(expected), grant_fields(actual)
+        elif isinstance(expected, int):
+            left, right = {"units": expected}, {"units": actual}
         else:
             return
         if left != right:
@@ -235,6 +207,9 @@ class Machine(HoldSteps):
 
     def costs(self) -> Any:
         rng = self.rng
+        if GRANTS and rng.random() < 0.15:
+            amount = rng.choice(AMOUNTS)
+            return rng.choice(("extra", {"extra": amount}, {"credits": amount, "extra": 1}))
         if rng.random() < 0.6:
             return rng.choice(COSTS[:6])
         names = rng.sample(COSTS[: 7 if rng.random() < 0.1 else 6], rng.randint(1, 4))
@@ -250,14 +225,12 @@ class Machine(HoldSteps):
         roll = rng.random()
         if self.holding and rng.random() < 0.35:
             self.hold_step(subject, now)
+        elif GRANTS and rng.random() < 0.15:
+            self.grant_step(subject, now)
         elif roll < 0.72:
             self.charge(subject, now)
         elif roll < 0.78:
-            self.both(
-                f"usage {subject}",
-                lambda: self.oracle.usage(subject, now_ms=now),
-                lambda: self.meter.usage(subject),
-            )
+            self.look(subject, now)
         elif roll < 0.84:
             self.subscribe(subject, now)
         elif roll < 0.86:
@@ -276,6 +249,14 @@ class Machine(HoldSteps):
             self.limit(now)
         elif roll < 0.985:
             self.apply()
+        invariants.check(self.oracle, now)
+
+    def look(self, subject: Any, now: int) -> None:
+        self.both(
+            f"usage {subject}",
+            lambda: self.oracle.usage(subject, now_ms=now),
+            lambda: self.meter.usage(subject),
+        )
 
     def charge(self, subject: Any, now: int) -> None:
         verb, subject, costs, amount, options = self.drawn(subject)
@@ -353,7 +334,7 @@ class Machine(HoldSteps):
         )
 
     def adjust(self, subject: Any, now: int) -> None:
-        name, used = self.rng.choice((*COSTS, "jobs")), self.rng.choice(AMOUNTS)
+        name, used = self.rng.choice((*COSTS, "jobs", *EXTRA)), self.rng.choice(AMOUNTS)
         self.both(
             f"adjust {subject} {name} {used}",
             lambda: (self.oracle.adjust(subject, name, used=used, now_ms=now), None)[1],
@@ -376,22 +357,3 @@ class Machine(HoldSteps):
             lambda: self.oracle.apply(plans),
             lambda: self.meter.apply(plans),
         )
-
-
-def instant(ms: int) -> Any:
-    from datetime import UTC, datetime, timedelta
-
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
-
-
-def difference(left: dict[str, Any], right: dict[str, Any]) -> str:
-    lines = []
-    for key, value in left.items():
-        if value != right[key]:
-            if key == "limits" and len(value) == len(right[key]):
-                for one, two in zip(value, right[key], strict=True):
-                    if one != two:
-                        lines.append(f"  model  {one}\n  engine {two}")
-            else:
-                lines.append(f"  {key}: model {value}\n  {key}: engine {right[key]}")
-    return "\n".join(lines)

@@ -15,6 +15,8 @@ from tests.oracle.model import Oracle
 
 TTLS_MS = (1, 2, 50, 1000, 1000, 30_000, 3_600_000, 86_400_000, 50 * 86_400_000, 366 * 86_400_000)
 HOLD_COSTS = ("credits", "api", "burst", "login", "tokens", "jobs", "jobs", "jobs", "sso")
+if hasattr(Meter, "grant"):
+    HOLD_COSTS += ("credits", "extra")
 HOLD_AMOUNTS = (0, 1, 1, 1, 2, 3, 5, 8, 13, 40)
 OTHER_PATHS = {"a": "a/t/u", "b": "b/t", "a/t": "a", "b/t": "b", "a/t/u": "a/t", "a/t/u/v": "a/t"}
 

@@ -7,15 +7,8 @@ from functools import partial
 from typing import Any
 
 from meterd import errors, refusals
-from tests.property.machine import (
-    AMOUNTS,
-    SUBJECTS,
-    Machine,
-    decision_fields,
-    difference,
-    model_fields,
-    path_of,
-)
+from tests.property.fields import decision_fields, difference, model_fields, path_of
+from tests.property.machine import AMOUNTS, SUBJECTS, Machine
 
 
 class Batches(Machine):
@@ -76,6 +69,7 @@ class Remembering(Machine):
 
     hits = 0
     holding = False  # a reservation that ends gives back by itself, which the rule excepts
+    timed = False  # and so does a grant that begins
 
     def step(self) -> None:
         """Calls are often repeated, a little later and with other amounts."""
