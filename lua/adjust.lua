@@ -9,7 +9,8 @@
 --       5 extra    as consume
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
 -- WRITES the record
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op assign
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op assign
 local function adjust(keys, args)
   if #args ~= 5 then
     bad("adjust takes 5 arguments")

@@ -12,7 +12,8 @@
 -- RETURNS as report; besides
 --       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
 -- WRITES the records, their holds, and the end of the hold
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge finish
 -- @flags allow-oom
 local function commit(keys, args)
   if #args ~= 7 then
@@ -49,6 +50,5 @@ local function commit(keys, args)
     finish.add_kept(count, entries, kept)
   end
   local answer = charge.answer(count, now, OK, true)
-  charge.commit(count, now, args, end_key, answer)
-  return answer
+  return charge.commit(count, now, args, end_key, answer) or answer
 end

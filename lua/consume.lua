@@ -17,8 +17,8 @@
 --       4 conflict     the operation id belongs to another request
 --       7 holds        levels (1 byte each) with expired holds, whose keys are to be brought along
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
--- @needs base take once calendar grants pool bucket slots policy implied request hold record store op charge compile
---   plain
+-- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
+--   partition record store op charge compile plain
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")
@@ -34,7 +34,10 @@ local function consume(keys, args)
   end
   answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
-    charge.commit(count, now, args, op_key, answer)
+    local lacking = charge.commit(count, now, args, op_key, answer)
+    if lacking then
+      return lacking
+    end
     plain.prepare(CHARGE, count, args[3], op_key)
     return answer
   end
@@ -43,12 +46,16 @@ local function consume(keys, args)
     if code == RATE_LIMITED then
       plain.prepare(CHARGE, count, args[3], op_key)
     end
-    return charge.answer(count, now, code, false)
+    answer = charge.answer(count, now, code, false)
+    return code == USAGE_EXCEEDED and charge.exhaust(count, now, args) or answer
   end
   charge.apply(total, now, false)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  charge.commit(count, now, args, op_key, answer)
+  local lacking = charge.commit(count, now, args, op_key, answer)
+  if lacking then
+    return lacking
+  end
   plain.prepare(CHARGE, count, args[3], op_key)
   return answer
 end

@@ -5,7 +5,8 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that got something back, and the operation id
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge
 -- @flags allow-oom
 local function refund(keys, args)
   if #args ~= 6 then
@@ -23,6 +24,5 @@ local function refund(keys, args)
   charge.give_back(total, now)
   local answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  charge.commit(count, now, args, op_key, answer, true)
-  return answer
+  return charge.commit(count, now, args, op_key, answer, true) or answer
 end

@@ -10,7 +10,8 @@
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
 --       7 holds
 -- WRITES the records, their holds, and the end of the hold
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge finish
 -- @flags allow-oom
 local function release(keys, args)
   if #args ~= 5 or args[3] == "" then
@@ -34,7 +35,7 @@ local function release(keys, args)
         levels[i].fresh, levels[i].moved = false, false
       end
     end
-    charge.commit(count, now, passed, end_key, STATUS_DONE)
+    return charge.commit(count, now, passed, end_key, STATUS_DONE) or STATUS_DONE
   end
   return STATUS_DONE
 end

@@ -5,8 +5,8 @@
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id
--- @needs base take once calendar grants pool bucket slots policy implied request hold record store op charge compile
---   plain
+-- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
+--   partition record store op charge compile plain
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")
@@ -22,7 +22,10 @@ local function report(keys, args)
   end
   answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
-    charge.commit(count, now, args, op_key, answer)
+    local lacking = charge.commit(count, now, args, op_key, answer)
+    if lacking then
+      return lacking
+    end
     plain.prepare(REPORT, count, args[3], op_key)
     return answer
   end
@@ -33,7 +36,10 @@ local function report(keys, args)
   charge.apply(total, now, true)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  charge.commit(count, now, args, op_key, answer)
+  local lacking = charge.commit(count, now, args, op_key, answer)
+  if lacking then
+    return lacking
+  end
   plain.prepare(REPORT, count, args[3], op_key)
   return answer
 end

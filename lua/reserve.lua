@@ -7,7 +7,8 @@
 --       8 ttl       ms as digits, up to 366 days
 -- RETURNS as consume; 4 conflict also where an open hold has that id
 -- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge finish
 local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")
@@ -28,12 +29,12 @@ local function reserve(keys, args)
     code = RATE_LIMITED
   end
   if code ~= OK then
-    return charge.answer(count, now, code, false)
+    local refusal = charge.answer(count, now, code, false)
+    return code == USAGE_EXCEEDED and charge.exhaust(count, now, args) or refusal
   end
   charge.apply(total, now, false)
   local answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   finish.put(count, id, now + ttl, split_names(args[3]), charge.listed(amount_count), now)
-  charge.commit(count, now, args, op_key, answer)
-  return answer
+  return charge.commit(count, now, args, op_key, answer) or answer
 end

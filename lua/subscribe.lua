@@ -13,7 +13,8 @@
 -- RETURNS a status: 1 replayed, 2 need, 3 stale (also where no move fits the record), 4 conflict, 5 done,
 --       7 holds
 -- WRITES the record and the operation id
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op assign
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op assign
 local function subscribe(keys, args)
   if #args ~= 7 then
     bad("subscribe takes 7 arguments")

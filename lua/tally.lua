@@ -10,7 +10,8 @@
 --       7 ttl       renew the hold too: ms as digits, up to 366 days; empty: it ends when it did
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds
 -- WRITES the holds, and the records where another hold is the first to expire now
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge finish
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge finish
 local function tally(keys, args)
   if #args ~= 7 then
     bad("tally takes 7 arguments")

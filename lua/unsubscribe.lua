@@ -6,7 +6,8 @@
 -- RETURNS a status: 2 need, 3 stale (also where no move fits the record), 5 done, 6 there is no record,
 --       7 holds
 -- WRITES the record; nothing where there is none
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op assign
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op assign
 local function unsubscribe(keys, args)
   if #args ~= 3 then
     bad("unsubscribe takes 3 arguments")

@@ -6,7 +6,8 @@
 --       level, policy (8 bytes), stored (0/1), length (2 bytes), and as msgpack the overrides (o), the grants
 --       (k), how many holds are open (n) and those that end first (h: id, expiry, cost names, amounts, tallied)
 -- WRITES nothing
--- @needs base take calendar grants pool bucket slots policy implied request hold record store op charge
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   record store op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then

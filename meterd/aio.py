@@ -267,6 +267,10 @@ class AsyncMeter(AsyncCaller):
         """See `Meter.forget`."""
         return await self._call("forget", subject, self._administration.forget(subject))
 
+    async def harvest(self, *, limit: int | None = None) -> int:
+        """See `Meter.harvest`."""
+        return await self._drive(self._harvest.rounds(limit))
+
     async def subjects(self, root: str | None = None) -> AsyncIterator[Subject]:
         """See `Meter.subjects`."""
         pattern = self._keys.subjects_pattern(root)

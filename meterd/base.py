@@ -12,6 +12,7 @@ from meterd.administration import Administration
 from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
 from meterd.grants import Grants
+from meterd.harvest import Harvest
 from meterd.holds import Holds, Reserved
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
@@ -106,6 +107,7 @@ class MeterBase:
         self._manual = clock is not None
         self._holds = Holds(self._operations)
         self._grants = Grants(self._operations)
+        self._harvest = Harvest(self._operations)
         given_spans = spans(refusal_cache)
         self._refusals: Refusals | None = None
         # The shortest way to a remembered refusal, where nobody has to be told of it.

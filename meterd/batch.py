@@ -266,6 +266,26 @@ def _advance(flow: Flow[Any], result: Any) -> Step:
     return flow.send(result)
 
 
+def together(flows: Sequence[Flow[T]]) -> Rounds[list[T | MeterdError]]:
+    """Flows side by side: what came of each, its value or its error."""
+    results: list[Any] = [None] * len(flows)
+    # None: it has not begun.
+    waiting: list[tuple[int, Any]] = [(at, None) for at in range(len(flows))]
+    while waiting:
+        owners: list[int] = []
+        steps: list[Step] = []
+        for at, result in waiting:
+            try:
+                steps.append(_advance(flows[at], result))
+                owners.append(at)
+            except StopIteration as stop:
+                results[at] = stop.value
+            except MeterdError as error:
+                results[at] = error
+        waiting = list(zip(owners, (yield steps), strict=True)) if steps else []
+    return results
+
+
 def all_or_error(calls: Sequence[Call], outcomes: Sequence[Any]) -> list[Decision]:
     """The decisions; raises `BatchError` with all outcomes if one of them is an error."""
     failed = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, MeterdError)]

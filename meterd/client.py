@@ -301,6 +301,15 @@ class Meter(Caller):
         """Removes everything at and below a subject; how many keys that were. Resumable."""
         return self._call("forget", subject, self._administration.forget(subject))
 
+    def harvest(self, *, limit: int | None = None) -> int:
+        """Puts what is billed and not there yet into the outbox; how many entries that made.
+
+        Besides, periods that are over are told of (`closed`) where nobody has written since. Looks
+        at the subjects that have something to settle, at most `limit` of them. May be called as
+        often as one likes, by any number of processes, and again where it was interrupted.
+        """
+        return self._drive(self._harvest.rounds(limit))
+
     def subjects(self, root: str | None = None) -> Iterator[Subject]:
         """Every subject with a record, each once, in no order (SCAN, never KEYS)."""
         pattern = self._keys.subjects_pattern(root)

@@ -34,6 +34,7 @@ _MODES = {"subscription": 0, "calendar": 1, "day": 1, "instant": 2, "first_use":
 _HOUR_MODE = 4
 _UNITS = {"day": (2, 1), "week": (2, 7), "month": (3, 1), "quarter": (3, 3), "year": (3, 12)}
 _FIRST_MONDAY_MS = 4 * _DAY_MS  # 1970-01-05
+_BILL = {None: 0, "use": 1, "overage": 2}
 _KINDS = {"fixed": 2, "sliding": 3, "token": 4}
 
 
@@ -112,6 +113,11 @@ def _rates(limit: Pool | Bucket | Slots) -> list[Any]:
     return flat
 
 
+def _millionths(fractions: Sequence[float]) -> list[int]:
+    """Thresholds count in millionths, the nearest, at least one."""
+    return sorted({max(1, round(fraction * 1_000_000)) for fraction in fractions})
+
+
 def _or_none(value: int | None) -> int:
     return NONE if value is None else value
 
@@ -143,7 +149,8 @@ def _row(limit: Limit, zones: list[str]) -> list[Any]:
                 zones.append(limit.tz)
             zone = zones.index(limit.tz) + 1
         head = [1, limit.name, _or_none(limit.limit), _or_none(limit.overage), limit.rollover]
-        return [*head, int(limit.carry_debt), *_grid(limit), zone, _rates(limit)]
+        head += [int(limit.carry_debt), *_grid(limit), zone, _BILL[limit.bill], _rates(limit)]
+        return [*head, _millionths(limit.warn_at), list(limit.warn_below)]
     if isinstance(limit, Bucket):
         head = [_KINDS[limit.algorithm], limit.name, limit.limit, _or_none(limit.burst)]
         return [*head, limit.per_ms, _rates(limit)]
@@ -165,7 +172,7 @@ def compile_policy(plans: Sequence[Plan], horizon: int = _FIRST_HORIZON) -> Poli
     # A policy without zones is the same at every horizon, under one name.
     horizon_ms = year_ms(horizon) if zones and horizon < _LAST_HORIZON else 2**53
     blob = msgpack.packb(
-        [1, horizon_ms, [[z, transitions(z, horizon)] for z in zones], held, rows],
+        [2, horizon_ms, [[z, transitions(z, horizon)] for z in zones], held, rows],
         use_bin_type=False,
     )
     name = hashlib.sha1(blob).digest()[:8]

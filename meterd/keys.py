@@ -11,6 +11,9 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{tag}:x:<subject>     when they end
     meterd:{tag}:e:<root>/<id>   how a hold was ended
     meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
+    meterd:{tag}:events          events of the partition's subjects
+    meterd:{tag}:outbox          what is billed and not delivered yet
+    meterd:{tag}:due             subjects by when harvest has to look at them
     meterd:{store}:catalog       the catalog
     meterd:{store}:policies      policies and plan definitions
     meterd:{store}:clock         which clock the store runs on
@@ -133,6 +136,14 @@ class Path(NamedTuple):
         return display(self.segments[:level])
 
 
+class PartitionKeys(NamedTuple):
+    """What the subjects of one partition share: two streams and a sorted set."""
+
+    events: bytes
+    outbox: bytes
+    due: bytes
+
+
 class Keyspace:
     """Every key of one store, that is, of one prefix."""
 
@@ -186,6 +197,19 @@ class Keyspace:
         """The open holds of level 1..n, and when they end."""
         head, _, subject = path.keys[level - 1].partition(b"}:s:")
         return head + b"}:h:" + subject, head + b"}:x:" + subject
+
+    def shared(self, path: Path) -> PartitionKeys:
+        """Events, outbox and index of the path's partition."""
+        return self.partition(path.tag)
+
+    def partition(self, tag: bytes) -> PartitionKeys:
+        """Events, outbox and index of the partition with that hash tag."""
+        head = b"%b:{%b}:" % (self._raw, tag)
+        return PartitionKeys(head + b"events", head + b"outbox", head + b"due")
+
+    def record(self, tag: bytes, subject: bytes) -> bytes:
+        """The record of a subject, spelled as in keys, in the partition with that hash tag."""
+        return b"%b:{%b}:s:%b" % (self._raw, tag, subject)
 
     def hold_end(self, path: Path, hold_id: str) -> bytes:
         """Where it is kept how a hold of the path's root was ended."""

@@ -48,9 +48,15 @@ class Needs:
     moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
     revision: int = -1  # of the catalog that the moves lead to
     holds: set[int] = field(default_factory=set)  # levels whose open holds are declared
+    shared: bool = False  # the partition's keys are declared
 
     def packed(self) -> bytes:
-        return wire.extra(self.policies, self.moves, self.holds)
+        return wire.extra(self.policies, self.moves, self.holds, self.shared)
+
+    def ask(self, levels: bytes) -> None:
+        """Keys that a script asks for, by level; 0: those of the partition."""
+        self.holds.update(levels.replace(b"\0", b""))
+        self.shared = self.shared or b"\0" in levels
 
 
 class Operations:
@@ -210,15 +216,18 @@ class Operations:
         op: str | None = None,
         harmless: bool = False,
         holds: Iterable[int] = (),
+        shared: bool = False,
         given: Any = NOTHING,
     ) -> Flow[bytes]:
         """The reply of a script that is neither "need" nor "stale" nor "holds".
 
-        `holds`: levels of `path` whose holds are declared from the start.
+        `holds`: levels of `path` whose holds are declared from the start; `shared`: so are the
+        partition's keys.
         """
         hint_key = (path.keys[-1], role.hint)
         needs = self._hinted(hint_key, role)
         needs.holds.update(holds)
+        needs.shared = shared
         asked = False
         reply: bytes = b""
         for _ in range(_ROUNDS):
@@ -238,6 +247,8 @@ class Operations:
             try:
                 first_reply, given = given, NOTHING
                 declared = [key for n in sorted(needs.holds) for key in self.keys.holds(path, n)]
+                if needs.shared:
+                    declared += self.keys.shared(path)
                 reply = yield from self.session.call(
                     entry,
                     [*keys, *declared] if declared else keys,
@@ -261,7 +272,7 @@ class Operations:
             elif status == wire.STALE:
                 yield from self._catch_up(wire.decode_stale(reply), role, needs)
             elif status == wire.HOLDS:
-                needs.holds.update(reply[1:])  # of this moment: nothing for the next call
+                needs.ask(reply[1:])  # of this moment: nothing for the next call
                 continue
             elif status == wire.CONFLICT:
                 raise OpConflict(

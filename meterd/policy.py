@@ -21,6 +21,8 @@ MAX_AMOUNT: Final = 10**15
 MAX_RATE: Final = 10**12
 MAX_PER_MS: Final = 366 * DAY_MS
 MAX_LIMITS: Final = 64
+# A state has that many bits for the thresholds of warn_at and warn_below together.
+MAX_WARNINGS: Final = 14
 
 RESETS: Final = ("hour", "day", "week", "month", "quarter", "year")
 ANCHORS: Final = ("subscription", "calendar", "first_use")
@@ -78,6 +80,10 @@ class Pool:
         put("auto", checks.optional(self.auto, f"{at}auto", most=MAX_AMOUNT, none=default))
         put("warn_at", checks.fractions(self.warn_at, f"{at}warn_at"))
         put("warn_below", checks.integers(self.warn_below, f"{at}warn_below", most=MAX_AMOUNT))
+        warnings = len(self.warn_at) + len(self.warn_below)
+        if warnings > MAX_WARNINGS:
+            allowed = f"at most {MAX_WARNINGS} thresholds together"
+            raise refuse(f"{at}warn_at and warn_below", warnings, allowed)
         if self.bill is not None:
             put("bill", checks.one_of(self.bill, BILL, f"{at}bill", none=True))
         for moved in ("rollover", "carry_debt"):

@@ -23,6 +23,7 @@ LIBRARIES = (
     "take",
     "once",
     "calendar",
+    "event",
     "grants",
     "pool",
     "bucket",
@@ -30,9 +31,13 @@ LIBRARIES = (
     "policy",
     "implied",
     "request",
+    "bill",
     "hold",
+    "ledger",
+    "partition",
     "record",
     "store",
+    "crop",
     "op",
     "charge",
     "compile",
@@ -43,7 +48,7 @@ LIBRARIES = (
 ENTRIES = (
     "consume", "check", "report", "refund", "usage",
     "reserve", "commit", "release", "renew", "tally",
-    "grant", "void",
+    "grant", "void", "harvest",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
@@ -65,8 +70,9 @@ def lua_root() -> Path:
 
 
 def _marked(source: str, mark: str) -> list[str]:
-    found = re.search(rf"^-- @{mark} (.*(?:\n--   .*)*)$", source, re.MULTILINE)
-    return found.group(1).replace("\n--", " ").split() if found else []
+    """The words behind a mark; a line that begins with two spaces more goes on with them."""
+    found = re.search(rf"^-- @{mark} (.*(?:\n--  .*)*)$", source, re.MULTILINE)
+    return found.group(1).replace("\n--", "").split() if found else []
 
 
 class Line(NamedTuple):

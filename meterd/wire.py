@@ -138,12 +138,14 @@ def extra(
     policies: Mapping[bytes, bytes],
     moves: Mapping[tuple[int, bytes], tuple[bytes, bytes]],
     holds: Collection[int] = (),
+    shared: bool = False,
 ) -> bytes:
     """What a repeated call brings along; empty if there is nothing.
 
-    `holds`: the levels whose holds are declared, two keys each behind all others.
+    `holds`: the levels whose holds are declared, two keys each behind all others. `shared`: the
+    partition's keys are, behind these.
     """
-    if not policies and not moves and not holds:
+    if not policies and not moves and not holds and not shared:
         return b""
     value: dict[str, Any] = {}
     if policies:
@@ -152,6 +154,8 @@ def extra(
         value["m"] = [[*where, *becomes] for where, becomes in moves.items()]
     if holds:
         value["h"] = sorted(holds)
+    if shared:
+        value["e"] = 1
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
@@ -171,6 +175,31 @@ def decode_stale(reply: bytes) -> list[Stale]:
         Stale(reply[at], reply[at + 1 : at + 9], int.from_bytes(reply[at + 9 : at + 13], "little"))
         for at in range(1, len(reply), 13)
     ]
+
+
+class Harvested(NamedTuple):
+    """What a `harvest` did: entries written, and which records (from 0) it left as they are."""
+
+    entries: int
+    waiting: list[int]  # for their holds to be named
+    left: list[int]  # for some other reason
+
+
+def decode_harvest(reply: bytes) -> Harvested:
+    """Behind status 5; raises `ScriptError` for anything else."""
+    try:
+        status, entries, waiting = struct.unpack_from("<BIH", reply)
+        numbers = [n - 1 for (n,) in struct.iter_unpack("<H", reply[7:])]
+    except struct.error as error:
+        raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
+    if status != DONE:
+        raise ScriptError(f"unexpected reply: {reply[:80]!r}")
+    return Harvested(entries, numbers[:waiting], numbers[waiting:])
+
+
+def numbers(of: Collection[int]) -> bytes:
+    """Numbers of records (from 0) as `harvest` takes them."""
+    return b"".join([struct.pack("<H", n + 1) for n in of])
 
 
 class Answer(NamedTuple):

@@ -40,7 +40,7 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   local with_op = op_text and op.check(op_text, keys[2])
   local above = with_op and 3 or 2
   local context, extra = request.context(context_text), request.extra(extra_text)
-  local total = #keys - 2 * (extra.h and #extra.h or 0)
+  local total = #keys - extra.behind
   if total < above - 1 or total > above + 2 then
     bad("keys: the record, the operation id if there is one, up to three records above")
   end
@@ -72,14 +72,23 @@ function assign.commit(keys, now, now_text, op_text, more)
     op_key = keys[2]
     op_value, op_ttl = op.value(op_text, now, STATUS_DONE .. (more or ""), now_text ~= "")
   end
-  store.write(1, {}, now, op_key, op_value, op_ttl)
-  return STATUS_DONE .. (more or "")
+  return store.write(1, {}, now, op_key, op_value, op_ttl) or STATUS_DONE .. (more or "")
 end
 
 -- After its grants have changed: the pools that are there for them alone. The record is to stay.
 function assign.plan_pools(level, now)
-  level.flags = 0
+  level.flags = level.flags - level.flags % LISTED
   record.convert(level, level.parsed, level.var and level.var.o, level.rev, now)
+end
+
+-- There is more to spend of a pool than before: what it said may be said again.
+function assign.rearm(level, name, now)
+  local L, s = level.parsed.names[name], new_hand()
+  L = level.effective and level.effective[L.index] or L
+  grants.arm(level, L, now, s)
+  L:load(level.rec, now, s)
+  event.rearm(L, s)
+  level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
 end
 
 -- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the
@@ -116,7 +125,7 @@ function assign.plans(level, to, rev, now, reset, anchor, pools)
     record.fresh(level, to, rev, now, 0, anchors)
     return
   end
-  level.flags = 0 -- no longer a record of first sight
+  level.flags = level.flags - level.flags % LISTED -- no longer a record of first sight
   record.convert(level, to, level.var and level.var.o, rev, now, anchors, function(L, before, s)
     if L.kind == POOL and pools[L.name] and (reset or anchor) then
       return adapt_pool(L, before, s, now, reset, anchor)
@@ -136,7 +145,7 @@ function assign.override(level, name, fields, now)
   if fields then
     overrides[name], any = fields, true
   end
-  level.flags = 0
+  level.flags = level.flags - level.flags % LISTED
   record.convert(level, level.parsed, any and overrides or nil, level.rev, now)
 end
 
@@ -155,7 +164,13 @@ function assign.adjust(level, name, used, now)
   end
   local s = new_hand()
   L:load(level.rec, now, s)
+  if L.kind == POOL and s.ended then
+    hold.close(level, L, s.ended)
+  end
   L:adjust(used, now, s)
+  if L.kind == POOL and L.indexed and used > 0 and (not has(level.flags, LISTED) or s.opened) then
+    bill.news(level).list = true
+  end
   local rec = level.rec
   local before, behind = sub(rec, 21, L.offset - 1), sub(rec, L.offset + L.size)
   level.rec = sub(rec, 1, 14) .. spack("<I6", now) .. before .. L:pack(s) .. behind

@@ -22,14 +22,16 @@ local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN, STATUS_HOLDS = "\4", "\5", "
 local function new_hand()
   return {
     -- what the call wants of it: the limit as it is in force, the amount, whether it fits, what was applied
-    limit = false, cost = 0, fits = true, applied = 0,
+    limit = false, cost = 0, fits = true, applied = 0, charged = false,
     -- every kind: units used, and left (huge: no bound)
     used = 0, left = 0,
     -- pools and fixed windows; the rest only pools
-    start = 0, fin = 0, anchor = 0, drawn = 0, over = 0, carried = 0,
+    start = 0, fin = 0, anchor = 0, drawn = 0, over = 0, carried = 0, marks = 0,
     beyond = 0, -- of a pool: how much of the last charge went over
     -- of a pool with grants (see grants.lua): those that are live, what they have left, where a charge came from
     grants = nil, granted = 0, taken = nil,
+    -- of a pool: what it has to say of the charge, figures of a period that is over, whether this call opened one
+    fired = false, ended = false, opened = false,
     -- sliding windows: index of the current one, use of the previous; token buckets: see there
     window = 0, previous = 0, fraction = 0, tick = 0,
   }

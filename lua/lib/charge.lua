@@ -4,7 +4,7 @@
 -- Answer: status byte 0 | code | allowed | number of sections | now ms | balance, and per level that
 -- has limits to show a section: level | number of limits | length of names | names | per limit
 -- fits (0/1), limit, used, remaining, over, applied, resets at, retry at. -2^53 is "none".
--- @gives charge OK RATE_LIMITED hands amounts slices
+-- @gives charge OK USAGE_EXCEEDED RATE_LIMITED hands amounts slices
 
 local OK, NO_PLAN, NOT_INCLUDED, USAGE_EXCEEDED, RATE_LIMITED = 0, 1, 2, 3, 4
 local ANSWER = "<BBBBdd"
@@ -49,6 +49,8 @@ function charge.plainly(count, names, amount_count, now)
     if parsed and parsed.held then
       local shape = policy.shape(parsed, names)
       if level.effective or level.grants or not shape.simple or shape.names ~= amount_count then
+        return nil
+      elseif shape.indexed and not has(level.flags, LISTED) then
         return nil
       end
       whole = whole or shape.whole
@@ -125,7 +127,7 @@ function charge.decide(count, names, amount_count, now, with_slots)
           c = amounts[target.term] * target.factor
         end
         local L = in_force and in_force[target.index] or target.limit
-        s.limit, s.cost, s.fits, s.applied = L, c, true, 0
+        s.limit, s.cost, s.fits, s.applied, s.charged = L, c, true, 0, false
         grants.arm(level, L, now, s)
         if L.kind == SLOTS then
           s.due = level.holds and level.holds.due or nil
@@ -180,7 +182,10 @@ function charge.apply(total, now, partly)
     end
     if c > 0 then
       L:charge(c, now, s)
-      s.applied = c
+      s.applied, s.charged = c, true
+      if L.kind == POOL then
+        event.charged(L, s)
+      end
     end
   end
 end
@@ -206,7 +211,29 @@ function charge.give_back(total, now)
   end
 end
 
--- The bytes that replace 15.. of every level where something was applied.
+-- What the pools of a level have to tell once its new states are stored; its hands stand behind `k`.
+local function tell(level, shape, k)
+  for t = 1, shape.count do
+    local s = hands[k + t]
+    local L = s.limit
+    if L.kind == POOL then
+      if s.ended then
+        hold.close(level, L, s.ended)
+      end
+      if s.fired then
+        local events = bill.news(level).events
+        for _, row in ipairs(s.fired) do
+          events[#events + 1] = row
+        end
+      end
+      if s.charged and L.indexed and (not has(level.flags, LISTED) or s.opened and not level.parsed.billed) then
+        bill.news(level).list = true
+      end
+    end
+  end
+end
+
+-- The bytes that replace 15.. of every level where something was applied, or a pool has something to say.
 function charge.slices(count, now)
   local k = 0
   for i = 1, count do
@@ -220,7 +247,7 @@ function charge.slices(count, now)
         local target, s = shape[t], hands[k + t]
         local L = s.limit
         if L.kind < FLAG then
-          if s.applied > 0 then
+          if s.applied > 0 or L.kind == POOL and s.fired then
             touched = true
           end
           if target.gap then
@@ -231,10 +258,11 @@ function charge.slices(count, now)
           parts[n] = L:pack(s)
         end
       end
-      k = k + shape.count
       if touched then
         slices[i] = join(parts, n)
+        tell(level, shape, k)
       end
+      k = k + shape.count
     end
   end
 end
@@ -320,11 +348,8 @@ end
 -- the operation id is not for this function to give; it comes as the fourth value.
 function charge.read(keys, args, values, now, unasked)
   local extra = request.extra(args[6])
-  local count, total = #keys, #keys
-  if extra.h then
-    count = count - 2 * #extra.h
-    total = count
-  end
+  local count = #keys - extra.behind
+  local total = count
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
     count = count - 1
@@ -357,7 +382,7 @@ function charge.read(keys, args, values, now, unasked)
 end
 
 -- Writes what was applied, together with the answer where an operation id asks to keep it.
--- `only_touched`: a record that is new or moved is not written for that alone.
+-- `only_touched`: a record that is new or moved is not written for that alone. Returns as store.write.
 function charge.commit(count, now, args, op_key, answer, only_touched)
   local op_value, op_ttl
   if op_key then
@@ -370,5 +395,28 @@ function charge.commit(count, now, args, op_key, answer, only_touched)
       end
     end
   end
-  store.write(count, slices, now, op_key, op_value, op_ttl)
+  return store.write(count, slices, now, op_key, op_value, op_ttl)
+end
+
+-- A pool that refuses says that it is exhausted, once in its period, and nothing else is written. Returns as
+-- store.write.
+function charge.exhaust(count, now, args)
+  local k, any = 0, false
+  for i = 1, count do
+    local level = levels[i]
+    local shape = level.shape
+    for t = 1, shape and shape.count or 0 do
+      local s = hands[k + t]
+      -- A refused first sight leaves no trace, and where no period is open there is none to exhaust.
+      if s.limit.kind == POOL and not s.fits and s.fin > 0 and not level.fresh then
+        any = event.exhausted(s.limit, s) or any
+      end
+    end
+    k = k + (shape and shape.count or 0)
+  end
+  if not any then
+    return nil
+  end
+  charge.slices(count, now)
+  return charge.commit(count, now, args, nil, nil, true)
 end

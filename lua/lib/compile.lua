@@ -11,28 +11,30 @@ local compile = {}
 
 local MOST_LIMITS, MOST_NAMES = 8, 8 -- a function has 250 registers
 local REFUSAL = 0 -- besides what plain.answer is asked for: the answer of buckets that refuse
-local UNTOUCHED = "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0" -- drawn, over and carried of a pool that has none
+local UNTOUCHED = ("\0"):rep(23) -- drawn, over, carried and marks of a pool that has none
 local OPENING, REFUSED = "\0\0\1\1", "\0\4\0\1" -- status, code OK or RATE_LIMITED, allowed, one section
 
 -- How a kind does it. `format`: of its state, whose fields are `reads`; `writes` are those of the new state.
 -- `brief`: as much of the format as a charge can change, of `brief_writes`. `load` brings the state to now,
 -- `left` says what is left, `late` prepares the figures `used` and `resets`. `#` stands for the number of the
--- limit, {a name} for one of its constants; c# is the amount, u# counts what is used. `retry` sets
+-- limit, {a name} for one of its constants; c# is the amount, u# counts what is used, m# is the use at which a
+-- pool has something to say. `retry` sets
 -- q# to when a bucket that refuses would not.
 local KINDS = {
   { -- pool: start, end, anchor, used, the rest
-    format = "c6I6c6I7c21", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
+    format = "c6I6c6I7c23", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
     brief = "c6I6c6I7", brief_writes = "s#, e#, n#, u#",
     load = [[
-      if now >= e# or r# ~= UNTOUCHED then return end]],
+      local m# = M#[r#]
+      if now >= e# or not m# then return end]],
     load_carried = [[
-      local k# = {limit}
+      local k#, m# = {limit}, {first}
       if now >= e# then return end
       if r# ~= UNTOUCHED then
-        local drawn, over, carried = sunpack("<I7I7i7", r#)
-        if drawn + over > 0 or carried < 0 then return end
-        k# = k# + carried
+        k#, m# = M#(r#)
+        if not k# then return end
       end]],
+    say = "if u# >= m# then return end",
     left = "{limit} - u#", used = "u#", resets = "e# == {never} and {none} or e#",
   },
   { -- fixed window: start, used; s# is false where it is closed
@@ -119,9 +121,10 @@ local KINDS = {
 local GRANTED = {
   load = [[
     if gi ~= {index} or now >= gu or now >= e# then return end
-    local d#, over, k# = sunpack("<I7I7i7", r#)
+    local d#, over, k#, m# = sunpack("<I7I7i7I2", r#)
     if over > 0 or k# < 0 then return end
-    k# = k# + {limit}]],
+    k# = k# + {limit}
+    m# = M#(m#, k# + d# + gx + gy)]],
   charge = [[
     if gh == 0 then
       u# = u# + c#
@@ -130,8 +133,9 @@ local GRANTED = {
       gx = gx - c#
       if gx < 0 then return end
       d# = d# + c#
-      r# = spack("<I7c14", d#, sub(r#, 8))
-    end]],
+      r# = spack("<I7c16", d#, sub(r#, 8))
+    end
+    if u# + d# >= m# then return end]],
   check = "if {bounded} and gh == 0 and u# + c# > k# or gh > 0 and c# > gx then return end",
   left = "(u# < k# and k# - u# or 0) + gx + gy", used = "(u# + d#)",
 }
@@ -177,6 +181,48 @@ local function amounts_code(count)
     8 * count, concat(names, ", "), ("d"):rep(count), concat(tests, " and "))
 end
 
+local function carries(L)
+  return L.kind == POOL and (L.rollover > 0 or L.carry_debt)
+end
+
+-- By the bytes of what a pool has drawn, over and carried, and of its marks: from what use on it has something to
+-- say; false where it is not plain.
+local function marks_of(L)
+  return setmetatable({}, {
+    __index = function(cache, rest)
+      local drawn, over, carried, marks = sunpack("<I7I7i7I2", rest)
+      if drawn + over > 0 or carried ~= 0 then
+        return false
+      end
+      local at = L.limit == NONE and huge or next_mark(L, marks, L.limit)
+      rawset(cache, rest, at)
+      return at
+    end,
+  })
+end
+
+-- The same of a pool that may carry something in, as a function: what it may give in all, and that use; nil where it
+-- is not plain.
+local function marks_carried(L)
+  return function(rest)
+    local drawn, over, carried, marks = sunpack("<I7I7i7I2", rest)
+    if drawn + over > 0 or carried < 0 then
+      return nil
+    elseif L.limit == NONE then
+      return 0, huge
+    end
+    local total = L.limit + carried
+    return total, next_mark(L, marks, total)
+  end
+end
+
+-- The same where grants are, of the marks and the total.
+local function marks_granted(L)
+  return function(marks, total)
+    return L.limit == NONE and huge or next_mark(L, marks, total)
+  end
+end
+
 -- Adds what one limit does to `code`; `asked` may be REFUSAL. Returns how its kind does it, a substitution for
 -- its constants, the expression for what one call more could spend (nil: no bound), and that of what was used.
 -- `granted`: a pool with grants.
@@ -191,6 +237,7 @@ local function limit_code(code, t, target, asked, granted)
   local constants = {
     limit = number(L.limit), capacity = L.capacity and number(L.capacity), period = L.period and number(L.period),
     tick = tick, now = now_ticks, never = number(NEVER), none = number(NONE), beyond = number(-NONE),
+    first = L.kind == POOL and not unlimited and number(next_mark(L, 0, L.limit)) or "0",
     open = asked == CHARGE and kind.open_charge or kind.open_check,
     index = number(L.index + 128), bounded = tostring(not unlimited),
   }
@@ -209,7 +256,7 @@ local function limit_code(code, t, target, asked, granted)
     constants.limit = unlimited and "0" or constants.limit
     add(GRANTED.load)
     left, capacity = GRANTED.left, huge
-  elseif L.kind == POOL and (L.rollover > 0 or L.carry_debt) then
+  elseif carries(L) then
     add(kind.load_carried)
     left, capacity = "k# - u#", huge
   else
@@ -222,6 +269,9 @@ local function limit_code(code, t, target, asked, granted)
     add(asked == CHARGE and GRANTED.charge or GRANTED.check)
   elseif asked == CHARGE then
     add("u# = u# + c#")
+    if L.kind == POOL and not unlimited then
+      add(kind.say)
+    end
   end
   if kind.weigh then
     add(kind.weigh)
@@ -288,10 +338,11 @@ local function check_code(parsed, level, charging, expires)
   return (level and "" or "if seen > now then now = seen end\n") .. "if " .. concat(tests, " or ") .. " then return end"
 end
 
--- The text of the function, and the packed bytes that come into it.
-local function write(parsed, shape, asked, expires, level, granted)
+-- The text of the function, and the values that come into it: packed bytes, then what knows of marks.
+local function write(parsed, shape, asked, flags, level, granted)
+  local expires = has(flags, TTL)
   local charging, refusal = asked == CHARGE, asked == REFUSAL
-  local code, packed = {}, {}
+  local code, packed, marked, marks = {}, {}, {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
   local writes, write_values = { "<I6" }, { "now" }
   local answers, balance = {}, {}
@@ -302,6 +353,10 @@ local function write(parsed, shape, asked, expires, level, granted)
     local target = shape[t]
     local L = target.limit
     local kind, fill, more, used = limit_code(code, t, target, asked, t == source)
+    if L.kind == POOL then
+      local knows = t == source and marks_granted(L) or carries(L) and marks_carried(L) or marks_of(L)
+      marked[#marked + 1], marks[#marks + 1] = fill(", M#"), knows
+    end
     if L.offset > at then
       local gap = "c" .. number(L.offset - at)
       reads[#reads + 1], read_names[#read_names + 1] = gap, "gap" .. t
@@ -352,7 +407,7 @@ local function write(parsed, shape, asked, expires, level, granted)
   local function add(line, ...)
     text[#text + 1] = format(line, ...)
   end
-  add(" = ...")
+  text[1] = text[1] .. concat(marked) .. " = ..."
   if refusal then
     add("return function(rec, now, amounts)")
   else
@@ -360,7 +415,8 @@ local function write(parsed, shape, asked, expires, level, granted)
     if granted then
       add("if #rec < %d then return end", parsed.tail + 22)
     else
-      add("if #rec ~= %d then return end", parsed.tail - 1 + (expires and 6 or 0))
+      -- Books may stand behind the state, of any length.
+      add("if #rec %s %d then return end", has(flags, BOOKS) and "<=" or "~=", parsed.tail - 1 + (expires and 6 or 0))
     end
   end
   if shape.count > 0 then
@@ -391,6 +447,9 @@ local function write(parsed, shape, asked, expires, level, granted)
     add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures .. figures_behind, concat(answers, ", "))
   end
   add("end")
+  for _, value in ipairs(marks) do
+    packed[#packed + 1] = value
+  end
   return concat(text, "\n"), packed
 end
 
@@ -407,8 +466,8 @@ local function plain_amount(text)
   return amount
 end
 
-local function make(parsed, shape, asked, expires, level, refuse, granted)
-  local text, packed = write(parsed, shape, asked, expires, level, granted)
+local function make(parsed, shape, asked, flags, level, refuse, granted)
+  local text, packed = write(parsed, shape, asked, flags, level, granted)
   local chunk = loadstring(text, "=meterd_plain")
   local opening = asked == REFUSAL and REFUSED or OPENING
   return chunk
@@ -419,13 +478,13 @@ local function make(parsed, shape, asked, expires, level, refuse, granted)
 end
 
 -- The function for a shape that compile.can; nil where the server compiles nothing. `asked`: it charges, reports
--- (charges, and never refuses), or says what a charge would come to. `expires`: the record carries its expiry.
+-- (charges, and never refuses), or says what a charge would come to. `flags`: those of the record.
 -- Without a level it answers for a single record, writes it, and refuses where buckets do:
 --   f(key, record, now, context, amounts) returns the answer; nil: not plain.
 -- With one, it leaves to the caller what a path has to have together:
 --   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
 -- `granted`: the index of the one pool of the record that has grants.
-function compile.form(parsed, shape, asked, expires, level, granted)
-  local refuse = not level and not granted and asked ~= REPORT and make(parsed, shape, REFUSAL, false, nil, nil)
-  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, expires, level, refuse, granted)
+function compile.form(parsed, shape, asked, flags, level, granted)
+  local refuse = not level and not granted and asked ~= REPORT and make(parsed, shape, REFUSAL, 0, nil, nil)
+  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, flags, level, refuse, granted)
 end

@@ -95,6 +95,9 @@ function finish.put(count, id, expiry, names, amounts_held, now)
         if s.taken then
           grants.hold(level, s.taken)
         end
+        if L.kind == POOL and L.bill > 0 then
+          charged[#charged].bill, charged[#charged].fin = L.bill, s.fin
+        end
       end
     end
     k = k + (shape and shape.count or 0)
@@ -223,6 +226,5 @@ function finish.change(keys, args, id, change)
       levels[i].fresh, levels[i].moved = false, false
     end
   end
-  store.write(count, slices, now)
-  return STATUS_DONE
+  return store.write(count, slices, now) or STATUS_DONE
 end

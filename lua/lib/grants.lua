@@ -15,9 +15,8 @@
 -- all other live grants have 7. While a row stands there, what it has left is to be read here.
 --
 -- level.grants: the rows as tables, in order of age.
--- @gives grants GRANTS IMPLIED
+-- @gives grants
 
-local GRANTS, IMPLIED = 16, 128 -- flags of a record
 local MOST_GRANTS, MOST_SPENT = 64, 32
 local ALLOWANCE = 50 -- the priority of a period's own allowance
 local DIGEST = "<BBI6I7I7"

@@ -3,10 +3,10 @@
 -- Two keys per record: a hash, id -> entry, and a sorted set of the ids by expiry in ms. The record knows
 -- the earliest of these (`due`), so that a call compares one number. An entry is msgpack
 --   {expiry, {cost names}, {amounts}, {tallied}, parts}
--- and a part {limit, kind, gen, mark, over, {factors}, sources} is what the hold charged to one limit: amounts
--- times factors, in the period or window `mark`; `over`: how much of it went over; `gen`: see record.lua;
--- sources: where the rest came from, if grants gave some of it (see grants.burn). What was tallied stays charged
--- whatever becomes of the hold.
+-- and a part {limit, kind, gen, mark, over, {factors}, {bill, end}, sources} is what the hold charged to one limit:
+-- amounts times factors, in the period or window `mark`; `over`: how much of it went over; `gen`: see record.lua;
+-- bill and end only of a pool that is billed: how, and when its period was to end (else 0); sources: where the rest
+-- came from, if grants gave some of it (see grants.burn). What was tallied stays charged whatever becomes of the hold.
 --
 -- level.holds, where a record has holds or may get one: due (instant or nil), hash and order (the keys, if
 -- given), gone (ids to remove), put ({id, expiry, bytes} to store), queue (expired ids and instants), brief
@@ -49,12 +49,18 @@ local function unpacked(raw)
   check_numbers(names, e[3])
   check_numbers(names, e[4])
   for i, p in ipairs(e[5]) do
-    parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6], sources = p[7] }
-    for j = 1, p[7] and #p[7] or 0, 2 do
-      check_numbers(1, { p[7][j + 1] })
-    end
+    parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6], sources = p[8] }
     check_numbers(4, { p[2], p[3], p[4], p[5] })
     check_numbers(names, p[6])
+    if p[7] then
+      check_numbers(2, p[7])
+      if p[7][1] > 0 then
+        parts[i].bill, parts[i].fin = p[7][1], p[7][2]
+      end
+    end
+    for j = 1, p[8] and #p[8] or 0, 2 do
+      check_numbers(1, { p[8][j + 1] })
+    end
   end
   return { expiry = e[1], names = e[2], amounts = e[3], tallied = e[4], parts = parts }
 end
@@ -70,7 +76,10 @@ end
 function hold.encode(entry)
   local parts = {}
   for i, p in ipairs(entry.parts) do
-    parts[i] = { p.name, p.kind, p.gen, p.mark, p.over, p.factors, p.sources }
+    parts[i] = { p.name, p.kind, p.gen, p.mark, p.over, p.factors }
+    if p.bill or p.sources then
+      parts[i][7], parts[i][8] = { p.bill or 0, p.fin or 0 }, p.sources
+    end
   end
   return mpack({ entry.expiry, entry.names, entry.amounts, entry.tallied, parts })
 end
@@ -89,6 +98,41 @@ function hold.generation(level, name)
   return level.var and level.var.g and level.var.g[name] or 0
 end
 
+-- What the open holds have of the period of a pool that began at `start`: units, and how many of them went over.
+-- Where their keys are not at hand, the call has to come again with them.
+function hold.taken(level, name, start)
+  local H, taken = level.holds, { units = 0, over = 0 }
+  if not (H and H.due) then
+    return taken
+  elseif not H.hash then
+    bill.news(level).holds = true
+    return taken
+  end
+  if not H.entries then
+    H.entries = {}
+    local stored = call("HGETALL", H.hash)
+    for i = 1, #stored, 2 do
+      H.entries[stored[i]] = decode(stored[i + 1])
+    end
+  end
+  local generation = hold.generation(level, name)
+  for id, entry in pairs(H.entries) do
+    if not (H.gone and H.gone[id] or H.done == id) then
+      for _, part in ipairs(entry.parts) do
+        if part.name == name and part.kind == POOL and part.mark == start and part.gen == generation then
+          taken.units, taken.over = taken.units + hold.units(part, entry.amounts), taken.over + part.over
+        end
+      end
+    end
+  end
+  return taken
+end
+
+-- A period of a pool is over: `ended` as pool.lua leaves it.
+function hold.close(level, L, ended)
+  bill.close(level, L, ended, L.bill > 0 and hold.taken(level, L.name, ended.start))
+end
+
 -- Gives back what an entry charged beyond what `kept` amounts come to, at the instant `now`. Slots come
 -- back whole. Returns whether the record's bytes changed.
 function hold.give_back(level, entry, kept, now, s)
@@ -101,15 +145,23 @@ function hold.give_back(level, entry, kept, now, s)
       own, drawn = grants.settle(level, part.sources, c - keep - min(c - keep, part.over), true, now)
       changed = true
     end
-    if L and L.kind == part.kind and hold.generation(level, part.name) == part.gen then
+    local same = L and L.kind == part.kind and hold.generation(level, part.name) == part.gen
+    if same then
       L = level.effective and level.effective[L.index] or L
       if keep < c or L.kind == SLOTS then
         local rec = level.rec
         L:load(rec, now, s)
+        if L.kind == POOL and s.ended then
+          hold.close(level, L, s.ended)
+        end
         L:give_back(part, c, keep, now, s, own, drawn)
         level.rec = sub(rec, 1, L.offset - 1) .. L:pack(s) .. sub(rec, L.offset + L.size)
         changed = true
       end
+    end
+    if part.bill then
+      local running = same and sunpack("<I6", level.rec, L.offset) == part.mark
+      bill.ended(level, part, c, keep, running, now)
     end
   end
   return changed

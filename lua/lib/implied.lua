@@ -26,12 +26,8 @@ function implied.read(level, parsed)
     error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
   end
   at = at + 1 + count * SIZES[POOL]
-  for _, flag in ipairs({ 4, 8 }) do -- its expiry, and that of its holds
-    if level.flags % (flag * 2) >= flag then
-      at = at + 6
-    end
-  end
-  if level.flags % (GRANTS * 2) >= GRANTS then
+  at = at + (has(level.flags, TTL) and 6 or 0) + (has(level.flags, HOLDS) and 6 or 0)
+  if has(level.flags, GRANTS) then
     at = at + grants.digest_size(rec, at)
   end
   local names = munpack(sub(rec, at)).i

@@ -3,7 +3,7 @@
 -- that the long way needs only where this has no answer.
 -- @gives plain
 
-local COLUMNS = { [0] = 4, 12, 6, 6, 6, 2 }
+local COLUMNS, RATES = { [0] = 4, 15, 6, 6, 6, 2 }, { [0] = 4, 13, 6, 6, 6, 2 }
 
 local plain = {}
 
@@ -15,7 +15,7 @@ local function read_limit(row, offset)
   elseif #row[2] > 64 or not find(row[2], "^[%w_.-]+$") then
     return nil
   elseif row[1] == POOL then
-    return { offset = offset, limit = limit, overage = third }
+    return { offset = offset, limit = limit, overage = third, warn_at = row[14], warn_below = row[15] }
   end
   local capacity = third == NONE and limit or third
   if per % 1 > 0 or per < 1 or per > 366 * 86400000 or max(limit, capacity) > MAX_RATE then
@@ -27,7 +27,7 @@ end
 
 -- By how much an amount of `name` is multiplied; 0: it does not reach the limit.
 local function factor(row, name)
-  local rates = row[COLUMNS[row[1]]]
+  local rates = row[RATES[row[1]]]
   if #rates == 0 then
     return row[2] == name and 1 or 0
   end
@@ -41,7 +41,8 @@ local function factor(row, name)
 end
 
 -- Charges `amount` of `name`, or asks whether that fits. Returns the answer and the bytes from 15 on.
-local function charge_all(asked, rec, now, rows, name, amount)
+-- `listed`: the record is in its partition's index, where a pool that resets or is billed has to be.
+local function charge_all(asked, rec, now, rows, name, amount, listed)
   local at, from, count, balance = HEADER + 1, HEADER + 1, 0, huge
   local slice, described, figures = spack("<I6", now), "", ""
   for i = 1, #rows do
@@ -54,7 +55,7 @@ local function charge_all(asked, rec, now, rows, name, amount)
     else
       local by = factor(row, name)
       if by > 0 then
-        if kind == SLOTS then
+        if kind == SLOTS or kind == POOL and not listed and row[7] + row[12] > 0 then
           return nil
         end
         local L, c = read_limit(row, at), amount * by
@@ -101,7 +102,7 @@ function plain.answer(asked, keys, args)
   end
   local version, flags, fp, rev, seen = sunpack("<BBc8I4I6", rec)
   local blob = extra.p[fp]
-  if version ~= 1 or flags > 1 or rev < sunpack("<I4", args[2]) or type(blob) ~= "string" then
+  if version ~= LAYOUT or flags % BOOKS > FIRST or rev < sunpack("<I4", args[2]) or type(blob) ~= "string" then
     return nil, values
   elseif sub(sha1hex(blob), 1, 16) ~= hex(fp) then
     return nil, values
@@ -111,8 +112,8 @@ function plain.answer(asked, keys, args)
   local good, data = pcall(munpack, blob)
   opened[blob] = good and data or nil
   local decided, answer, slice = false, nil, nil
-  if good and data[1] == 1 and next(data[4]) then
-    decided, answer, slice = pcall(charge_all, asked, rec, max(now, seen), data[5], name, amount)
+  if good and data[1] == 2 and next(data[4]) then
+    decided, answer, slice = pcall(charge_all, asked, rec, max(now, seen), data[5], name, amount, flags >= LISTED)
   end
   if not decided or not answer then
     return nil, values, now, true

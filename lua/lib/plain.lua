@@ -125,12 +125,15 @@ local function prepare(asked, level, place, names)
   if shape.plain == nil then
     shape.plain, shape.uses = compile.can(shape), 0
   end
+  if shape.indexed and not has(flags, LISTED) and asked ~= CHECK then
+    return -- the next call has to put it into the index first
+  end
   shape.uses = shape.uses + 1
   if shape.uses < ENOUGH_USES or by_names and by_names[names] or not shape.plain then
     return
   end
-  local expires, granted = flags >= TTL and not level.grants, nil
-  if place == 0 and not shape.whole or expires and (place > 0 or not parsed.forgettable) then
+  local granted
+  if place == 0 and not shape.whole or has(flags, TTL) and (place > 0 or not parsed.forgettable) then
     return
   elseif level.grants then
     granted = grants.only_pool(level)
@@ -150,7 +153,7 @@ local function prepare(asked, level, place, names)
     end
   end
   -- The write is behind us: whatever may be wrong with a function, the call has its answer.
-  local made, form = pcall(compile.form, parsed, shape, asked, expires, place > 0 and place or nil, granted)
+  local made, form = pcall(compile.form, parsed, shape, asked, flags, place > 0 and place or nil, granted)
   if not made or not form then
     shape.plain = false
     return
@@ -170,8 +173,9 @@ function plain.prepare(asked, count, names, op_key)
   end
   for i = 1, count do
     local level = levels[i]
-    local plain_flags = level.rec and (level.flags <= TTL + FIRST or level.flags == GRANTS + BOOKS)
-    if plain_flags and level.parsed and not level.var then
+    local flags = level.flags
+    local plain_flags = level.rec and flags < IMPLIED and flags % GRANTS <= TTL + FIRST and not has(flags, VAR)
+    if plain_flags and level.parsed then
       prepare(asked, level, (count > 1 or op_key) and i or 0, names)
     end
   end

@@ -2,17 +2,20 @@
 -- the SHA-1 of its bytes. A parsed policy is a pure function of those bytes, so a function library
 -- keeps it for the next call; where nothing outlives a call it is parsed anew.
 --
--- Bytes: msgpack [1, horizon ms, zones, plans, limits]
+-- Bytes: msgpack [2, horizon ms, zones, plans, limits]
 --   zones   [name, packed transitions], ...
 --   plans   [group, id, definition hash, private], ...
---   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, rates]  pool
+--   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, bill, rates,
+--            warn_at, warn_below]                                                        pool
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
 --           [0, name, limit, rates]                                                      slots
---   -2^53 stands for "no limit"; zone 0 is UTC; rates is [cost, factor, ...], empty for its own name.
+--   -2^53 stands for "no limit"; zone 0 is UTC; bill: 0 none, 1 use, 2 overage; rates is [cost, factor, ...],
+--   empty for its own name; warn_at counts in millionths, warn_below in units, each ascending.
 -- @gives policy split_names
 
-local COLUMNS = { [0] = 4, 12, 6, 6, 6, 2 }
+local COLUMNS, RATES = { [0] = 4, 15, 6, 6, 6, 2 }, { [0] = 4, 13, 6, 6, 6, 2 }
+local MOST_WARNINGS = 14 -- a state has that many bits for them
 -- A limit finds what its kind does (load, charge, ...) behind its own fields.
 local BEHAVIOUR = {
   [0] = { __index = slots }, { __index = pool }, { __index = fixed }, { __index = sliding }, { __index = token },
@@ -37,7 +40,8 @@ local function parse_limit(i, row, zones, at)
   if kind == POOL then
     local zone = zones[row[11]]
     return setmetatable({
-      kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[12],
+      kind = kind, name = row[2], limit = row[3], index = i, offset = at, size = SIZES[kind], rates = row[13],
+      bill = row[12], warn_at = row[14], warn_below = row[15], indexed = row[7] > 0 or row[12] > 0,
       overage = row[4], rollover = row[5], carry_debt = row[6] == 1,
       unit = row[7], every = row[8], mode = row[9], anchor = row[10], zone = zone, zone_name = zone and zone.name,
     }, BEHAVIOUR[kind])
@@ -78,6 +82,17 @@ local function is_whole(n, low, high)
   return type(n) == "number" and n % 1 == 0 and n >= low and n <= high
 end
 
+local function ascending(list, most)
+  local before = 0
+  for i = 1, #list do
+    if not is_whole(list[i], before + 1, most) then
+      return false
+    end
+    before = list[i]
+  end
+  return type(list) == "table"
+end
+
 -- Whether a row says what its kind needs, so that nothing later stumbles over it: a boundary that
 -- never moves on, say, would keep the server busy for ever.
 local function valid_row(row, zone_count)
@@ -85,7 +100,7 @@ local function valid_row(row, zone_count)
   if not columns or #row ~= columns or #row[2] > 64 or not find(row[2], "^[%w_.-]+$") then
     return false
   end
-  for i = 3, columns - 1 do
+  for i = 3, RATES[kind] - 1 do
     local n = row[i]
     if type(n) ~= "number" or n % 1 ~= 0 or n < NONE or n > -NONE then
       return false
@@ -99,6 +114,10 @@ local function valid_row(row, zone_count)
       return false
     elseif row[8] < (endless and 0 or 1) or endless and row[9] > 0 then
       return false
+    elseif row[12] < 0 or row[12] > 2 or not (ascending(row[14], 1000000) and ascending(row[15], MAX_AMOUNT)) then
+      return false
+    elseif #row[14] + #row[15] > MOST_WARNINGS then
+      return false
     end
   elseif kind == SLOTS then
     if not is_whole(row[3], 0, MAX_RATE) then
@@ -111,7 +130,7 @@ local function valid_row(row, zone_count)
       return false
     end
   end
-  local rates = columns > 2 and row[columns] or {}
+  local rates = columns > 2 and row[RATES[kind]] or {}
   for r = 1, #rates, 2 do
     local n = rates[r + 1]
     if type(rates[r]) ~= "string" or type(n) ~= "number" or n % 1 ~= 0 or n < 1 or n > MAX_COUNTER then
@@ -153,7 +172,7 @@ local function parse(fp, blob)
     end
     readable, data = pcall(munpack, blob)
   end
-  if not readable or type(data) ~= "table" or data[1] ~= 1 then
+  if not readable or type(data) ~= "table" or data[1] ~= 2 then
     bad("policies: bytes of a layout that is not known here")
   end
   local checked, good = pcall(valid, data)
@@ -166,10 +185,13 @@ local function parse(fp, blob)
   end
   local parsed = {
     fp = fp, groups = {}, limits = {}, names = {}, shapes = {}, shape_count = 0,
-    layout = "", held = nil, tail = 0, forgettable = nil,
+    layout = "", held = nil, tail = 0, forgettable = nil, billed = false, plan = "",
   }
   for _, plan in ipairs(data[4]) do
     parsed.groups[plan[1]] = true
+    if plan[1] == "base" or parsed.plan == "" then
+      parsed.plan = plan[2] -- what events name
+    end
     parsed.held = true
   end
   local at = HEADER + 1
@@ -180,6 +202,7 @@ local function parse(fp, blob)
       at = at + L.size
     end
     parsed.limits[i], parsed.names[L.name] = L, L
+    parsed.billed = parsed.billed or L.kind == POOL and L.bill > 0
   end
   parsed.tail = at -- where the variable part of a record begins
   parsed.forgettable = #parsed.limits > 0 and forgettable_after(parsed.limits) or nil
@@ -264,7 +287,10 @@ local function make_shape(parsed, text)
   for j = #names, 1, -1 do
     again[j], first[names[j]] = first[names[j]], j
   end
-  local shape = { names = every and 1 or #names, reached = reached, whole = true, simple = true, heads = {} }
+  local shape = {
+    names = every and 1 or #names, reached = reached, whole = true, simple = true, heads = {},
+    indexed = false, -- whether it reaches a pool that resets or is billed
+  }
   local described, count, at = {}, 0, HEADER + 1
   for i, L in ipairs(parsed.limits) do
     local list = every and { { 1, 1 } } or reaching(L, first, again, reached)
@@ -279,6 +305,7 @@ local function make_shape(parsed, text)
           target.first = target.first + pair[2]
         end
       end
+      shape.indexed = shape.indexed or L.kind == POOL and L.indexed
       shape.simple = shape.simple and L.kind < FLAG and L.kind > SLOTS and #list == 1
       if L.kind < FLAG then
         if L.offset > at then
@@ -311,7 +338,7 @@ function policy.implying(parsed, names)
     limits[i], by_name[L.name] = L, L
   end
   for i, name in ipairs(names) do
-    local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, {} }, {}, at)
+    local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, {} }, {}, at)
     L.implied = true
     at = at + L.size
     limits[L.index], by_name[name] = L, L
@@ -319,7 +346,7 @@ function policy.implying(parsed, names)
   known = {
     fp = parsed.fp, groups = parsed.groups, limits = limits, names = by_name, shapes = {}, shape_count = 0,
     layout = parsed.layout .. LETTERS[POOL]:rep(#names), held = true, tail = at, forgettable = nil,
-    base = parsed, implied = names,
+    billed = parsed.billed, plan = parsed.plan, base = parsed, implied = names,
   }
   if not parsed.implying or parsed.implying_count >= 16 then
     parsed.implying, parsed.implying_count = {}, 0

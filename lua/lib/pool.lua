@@ -1,7 +1,10 @@
 -- A pool of credits: what one period allows, what was used of it, and what crosses its end.
 --
 -- State: start and end of the period, anchor, used (taken from the period's own allowance), drawn (taken
--- from grants), over (covered by no source), carried (signed, brought in).
+-- from grants), over (covered by no source), carried (signed, brought in), marks (see event.lua).
+--
+-- A load that finds the period over leaves its figures in s.ended, if anybody may want them: whoever stores the new
+-- state has to tell of them (bill.lua).
 -- @gives pool
 
 local pool = {}
@@ -54,17 +57,31 @@ local function measure(L, s)
   return left + L.overage
 end
 
+-- The figures of a period that ends with what is in hand.
+local function snapshot(L, s, fin)
+  if s.fin == 0 or s.used + s.drawn + s.over == 0 and L.bill == 0 then
+    return false
+  end
+  local granted = s.grants
+  s.grants = nil -- what they have left is not the period's
+  measure(L, s)
+  s.grants = granted
+  return { start = s.start, fin = fin, use = s.used + s.drawn + s.over, over = s.over, left = s.left }
+end
+
 -- Reads the state and brings it to the period that holds `now`, however many were missed.
 function pool.load(L, rec, now, s)
-  s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried = sunpack(POOL_FORMAT, rec, L.offset)
+  s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried, s.marks = sunpack(POOL_FORMAT, rec, L.offset)
+  s.ended, s.fired, s.opened = false, false, false
   if now >= s.fin then
+    s.ended = snapshot(L, s, s.fin)
     if L.mode == 3 then
       s.start, s.fin, s.carried = 0, 0, 0
     else
       s.carried = closing(L, s, calendar.missed(L, s.anchor, s.fin, now))
       s.start, s.fin = calendar.period(L, s.anchor, now)
     end
-    s.used, s.drawn, s.over = 0, 0, 0
+    s.used, s.drawn, s.over, s.marks = 0, 0, 0, 0
   end
   return measure(L, s)
 end
@@ -72,7 +89,8 @@ end
 -- The state of a pool that enters a record at `now`.
 function pool.fresh(L, now, anchor, s)
   s.start, s.fin, s.anchor = now, NEVER, anchor
-  s.used, s.drawn, s.over, s.carried = 0, 0, 0, 0
+  s.used, s.drawn, s.over, s.carried, s.marks = 0, 0, 0, 0, 0
+  s.ended, s.fired, s.opened = false, false, false
   if L.mode == 3 then
     s.start, s.fin = 0, 0
   elseif L.unit > 0 then
@@ -93,7 +111,7 @@ function pool.charge(L, c, now, s)
   if s.fin == 0 then -- closed: the first charge opens the period
     s.start = now
     local _, fin = calendar.period(L, now, now)
-    s.fin = fin
+    s.fin, s.opened = fin, true
   end
   local room, drawn, own = huge, 0
   if L.limit ~= NONE then
@@ -210,17 +228,25 @@ function pool.convert(old, L, now, s)
       end
     end
   end
-  return measure(L, s)
+  local fits = measure(L, s)
+  event.convert(old, L, s)
+  return fits
 end
 
 -- Closes the period at `now` as its end would have, and opens one from now.
 function pool.close(L, now, anchor, s)
+  s.ended = snapshot(L, s, now)
   s.carried = closing(L, s, 1)
   s.start, s.anchor = now, anchor
-  s.used, s.drawn, s.over = 0, 0, 0
+  s.used, s.drawn, s.over, s.marks = 0, 0, 0, 0
   return measure(L, s)
 end
 
+-- A pool goes: its period ends now. Returns the figures of it, if anybody may want them.
+function pool.dropped(L, now, s)
+  return snapshot(L, s, now)
+end
+
 function pool.pack(_, s)
-  return spack(POOL_FORMAT, s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried)
+  return spack(POOL_FORMAT, s.start, s.fin, s.anchor, s.used, s.drawn, s.over, s.carried, s.marks)
 end

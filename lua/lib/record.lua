@@ -1,7 +1,8 @@
 -- Records: one string per subject, read once and written once.
 --
---   byte 1      layout version (1)
---   byte 2      flags: 1 made by first sight, 2 has a variable part, 4 carries its expiry, 8 has holds
+--   byte 1      layout version (2)
+--   byte 2      flags: 1 made by first sight, 2 has a variable part, 4 carries its expiry, 8 has holds, 32 has a
+--               variable part of nothing but books (then not 2), 64 is in its partition's index
 --   byte 3-10   name of the policy it is laid out by
 --   byte 11-14  catalog revision it was brought to
 --   byte 15-20  last seen: the instant of its last write, ms
@@ -10,18 +11,16 @@
 --   then, with flag 8, 6 bytes: `due`, the instant at which the first of its holds expires
 --   with flag 128, behind the states: pools that only grants fill; with flag 16, behind all of this, a digest of
 --   the grants (both: grants.lua)
---   then, with flag 2 or 32, msgpack {o = {name = {l, v, b, e}}, g = {name = n}, k, i}: overrides (limit, overage,
---   burst, expires), and how often a limit began anew while holds were open, so that a hold gives nothing
---   back to a state that it never charged; grants. Flag 32: there is nothing in it but what a plain charge
---   need not read
+--   then, with flag 2 or 32, msgpack {o = {name = {l, v, b, e}}, g = {name = n}, b = books, k, i}: overrides (limit,
+--   overage, burst, expires); how often a limit began anew while holds were open, so that a hold gives nothing
+--   back to a state that it never charged; the books of bill.lua; grants
 --
 -- A level in hand is a table: key, rec (the record's bytes, always whole), parsed (its policy),
--- flags, var, effective (limits under an override, by index), holds (see hold.lua); fresh, moved: bytes
--- that differ from what is stored; settled: it has to be stored whole. At most four are in hand; the tables
--- are reused from call to call.
--- @gives record levels has FIRST TTL BOOKS
+-- flags, var, effective (limits under an override, by index), holds (see hold.lua), grants (see grants.lua); fresh,
+-- moved: bytes that differ from what is stored; settled: it has to be stored whole; news: see bill.lua. At most four
+-- are in hand; the tables are reused from call to call.
+-- @gives record levels
 
-local FIRST, VAR, TTL, HOLDS, BOOKS = 1, 2, 4, 8, 32 -- flags >= VAR means that there is more than the state
 local HEAD = "<BBc8I4I6"
 
 local record = {}
@@ -39,13 +38,26 @@ function record.seen(rec)
   return (sunpack("<I6", rec, 15))
 end
 
-local function has(flags, bit)
-  return flags % (bit * 2) >= bit
+-- Whether there is more in a record than the state.
+local function extended(flags)
+  return flags % LISTED >= VAR
+end
+
+-- A variable part without one of its fields; nil if nothing is left.
+local function without(var, field)
+  local rest
+  for name, value in pairs(var) do
+    if name ~= field then
+      rest = rest or {}
+      rest[name] = value
+    end
+  end
+  return rest
 end
 
 -- Puts the record's bytes together: header, state, and what `level` says of the rest.
 function record.rebuild(level, rev, seen, state)
-  local flags = (has(level.flags, FIRST) and FIRST or 0)
+  local flags = (has(level.flags, FIRST) and FIRST or 0) + (has(level.flags, LISTED) and LISTED or 0)
   local tail, due = "", level.holds and level.holds.due
   if has(level.flags, TTL) then
     flags = flags + TTL
@@ -56,20 +68,21 @@ function record.rebuild(level, rev, seen, state)
     tail = tail .. spack("<I6", due)
   end
   local var = level.var
-  flags = flags + (var and VAR or 0)
+  local read = var and (not var.b or without(var, "b")) -- whether a plain charge has to know of it
   if level.grants then
     local digest, rows, names = grants.stored(level, state, seen)
     local both = { k = rows, i = names }
     for name, value in pairs(var or {}) do
       both[name] = value
     end
-    var, tail, flags = both, tail .. digest, flags + GRANTS + (var and 0 or BOOKS) + (names and IMPLIED or 0)
+    var, tail, flags = both, tail .. digest, flags + GRANTS + (names and IMPLIED or 0)
   end
   if var then
+    flags = flags + (read and VAR or BOOKS)
     tail = tail .. mpack(var)
   end
   level.flags, level.rev, level.seen = flags, rev, seen
-  level.rec = spack(HEAD, 1, flags, level.parsed.fp, rev, seen) .. state .. tail
+  level.rec = spack(HEAD, LAYOUT, flags, level.parsed.fp, rev, seen) .. state .. tail
 end
 
 -- Packs the states that `prepare(limit, hand)` makes for every limit of a policy.
@@ -127,7 +140,23 @@ local function variable(level, overrides, begun)
       generations = bumped
     end
   end
-  return (overrides or generations) and { o = overrides, g = generations } or nil
+  local var
+  for name, value in pairs(level.var or {}) do
+    if name ~= "o" and name ~= "g" then
+      var = var or {}
+      var[name] = value
+    end
+  end
+  if overrides or generations then
+    var = var or {}
+    var.o, var.g = overrides, generations
+  end
+  return var
+end
+
+-- No hold is open any more: nobody asks how often a limit began anew.
+function record.drop_generations(level)
+  level.var = level.var and without(level.var, "g")
 end
 
 -- Lays the record out anew: every limit is brought to `now` under its old definition, then carried
@@ -137,10 +166,14 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt)
   local from, old_effective, rec = level.parsed, level.effective, level.rec
   parsed = implied.pools(level, parsed)
   local effective, begun = effective_limits(parsed, overrides), {}
-  for name, before in pairs(from.names) do
-    local L = parsed.names[name]
+  local listed = has(level.flags, LISTED) and ledger.due(from, rec)
+  for i, before in ipairs(from.limits) do
+    local L = parsed.names[before.name]
     if before.kind < FLAG and not (L and L.kind == before.kind) then
-      begun[name] = true
+      begun[before.name] = true
+      if before.kind == POOL then
+        ledger.drop(level, old_effective and old_effective[i] or before, now)
+      end
     end
   end
   local state = pack_states(parsed, effective, function(L, s)
@@ -150,6 +183,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt)
     end
     if before and before.kind == L.kind then
       before:load(rec, now, s)
+      local ended = L.kind == POOL and s.ended
       if L.kind == 3 and (before.per ~= L.per or before.tick ~= L.tick) then
         begun[L.name] = true
       end
@@ -160,15 +194,19 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt)
       else
         before:convert(L, now, s)
       end
+      if L.kind == POOL then
+        ledger.move(level, before, L, s, ended)
+      end
     else
       L:fresh(now, anchors and anchors[L.name] or now, s)
     end
   end)
   if has(level.flags, TTL) and not parsed.forgettable or overrides then
-    level.flags = has(level.flags, FIRST) and FIRST or 0
+    level.flags = (has(level.flags, FIRST) and FIRST or 0) + (listed and LISTED or 0)
   end
   level.parsed, level.var, level.effective = parsed, variable(level, overrides, begun), effective
   record.rebuild(level, rev, now, state)
+  ledger.relist(level, listed or huge)
   level.moved = true
 end
 
@@ -212,8 +250,8 @@ local function catch_up(level, rev, seen, now)
     end
   end
   if given then
-    if level.var and not level.holds.due then
-      level.var = level.var.o and { o = level.var.o } or nil
+    if not level.holds.due then
+      record.drop_generations(level)
     end
     record.rebuild(level, level.rev, level.seen, sub(level.rec, HEADER + 1, level.parsed.tail - 1))
     level.settled = true
@@ -274,7 +312,7 @@ end
 -- record names, where it is at hand.
 local function check_layout(level, from)
   local old, size = level.parsed, #level.rec + 1
-  if size < old.tail or size > old.tail and level.flags < VAR or from and from.layout ~= old.layout then
+  if size < old.tail or size > old.tail and not extended(level.flags) or from and from.layout ~= old.layout then
     bad("extra: a move by definitions that the record is not laid out by")
   end
 end
@@ -330,7 +368,7 @@ local function settle(level, context, now, manual, mover)
     end
     return
   end
-  if level.flags >= VAR then
+  if extended(level.flags) then
     read_variable(level, level.rev, level.seen, now)
   end
   if mover then
@@ -356,15 +394,15 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
   for i = 1, count do
     local rec, level = values[i], levels[i]
     level.key, level.rec, level.parsed, level.shape = keys[i], rec, nil, nil
-    level.var, level.effective, level.to, level.holds, level.grants = nil, nil, nil, nil, nil
-    level.draws = false
+    level.var, level.effective, level.to, level.holds, level.news = nil, nil, nil, nil, nil
+    level.grants, level.draws = nil, false
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then
         too_short(rec)
       end
       local version, flags, fp, rev, seen = sunpack(HEAD, rec)
-      if version ~= 1 then
+      if version ~= LAYOUT then
         error("METERD-LAYOUT record of layout " .. version, 0)
       end
       level.flags, level.fp, level.rev, level.seen = flags, fp, rev, seen
@@ -381,7 +419,7 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
         local behind, missing = find_policies(i, level, context, extra, mover)
         stale, need = stale .. behind, need .. missing
       end
-      if flags >= VAR or level.to then
+      if extended(flags) or level.to then
         settled = false
       end
     else
@@ -399,8 +437,9 @@ function record.open(keys, values, count, context, extra, now, manual, mover)
   elseif need ~= "" then
     return nil, STATUS_NEED .. need, now
   end
+  partition.open(keys, extra.e)
   if extra.h then
-    local at = #keys - 2 * #extra.h
+    local at = #keys - extra.behind
     for j, i in ipairs(extra.h) do
       if i > count then
         bad("extra: holds of a level that the call does not name")

@@ -3,7 +3,7 @@
 -- @gives request contexts
 
 local ABSENT = "\0\0\0\0\0\0\0\0"
-local NOTHING = {}
+local NOTHING = { behind = 0 }
 
 local request = {}
 local contexts, context_count = {}, 0 -- parsed ones, at most 64
@@ -40,7 +40,8 @@ function request.context(text)
 end
 
 -- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...},
--- h = {level, ...}}. The keys of these levels' holds stand at the end of KEYS, two for each.
+-- h = {level, ...}, e = 1}. The keys of these levels' holds stand at the end of KEYS, two for each; with e three
+-- more come after them: events, outbox and index of the partition. `behind`: how many keys that makes.
 -- A move says: the record of that level, if laid out by `from`, is read by the definitions of `old` and
 -- becomes one of `to`. A level may be offered several, for what its record may have become.
 function request.extra(text)
@@ -89,5 +90,9 @@ function request.extra(text)
       before = level
     end
   end
+  if extra.e ~= nil and extra.e ~= 1 then
+    bad("extra: e is 1, or not there")
+  end
+  extra.behind = 2 * (extra.h and #extra.h or 0) + (extra.e and 3 or 0)
   return extra
 end

@@ -12,8 +12,8 @@ local function extend(level, at)
   level.settled = true
 end
 
--- The record's bytes, with the states of `slice`, and what belongs to them anew.
-local function rebuild_whole(level, slice, now)
+-- The record is to be stored whole, with `slice` (as in store.write) in its place.
+function store.put_whole(level, slice, now)
   local state = slice and sub(slice, 7) or ""
   state = state .. sub(level.rec, HEADER + 1 + #state, level.parsed.tail - 1)
   record.rebuild(level, level.rev, now, state)
@@ -24,10 +24,10 @@ end
 -- then stores the record whole, without it.
 function store.put_due(level, due, slice, now)
   level.holds.due = due
-  if not due and level.var then
-    level.var = level.var.o and { o = level.var.o } or nil
+  if not due then
+    record.drop_generations(level)
   end
-  rebuild_whole(level, slice, now)
+  store.put_whole(level, slice, now)
 end
 
 -- The bytes to store, where `slice` replaces those from 15 on.
@@ -36,6 +36,51 @@ local function sliced(level, slice)
     return level.rec
   end
   return sub(level.rec, 1, 14) .. slice .. sub(level.rec, 15 + #slice)
+end
+
+-- What the records to be written have to tell needs keys that the call has not named: asks for them. Else nil.
+local function lacking(count, slices)
+  local asked, any = "\0", false
+  for i = 1, count do
+    local level = levels[i]
+    if level.news and (slices[i] or level.fresh or level.moved) then
+      any = true
+      if level.news.holds then
+        asked = asked .. char(i)
+      end
+    end
+  end
+  return any and (not partition.named() or #asked > 1) and STATUS_HOLDS .. asked or nil
+end
+
+-- Whether the record stands in the index for the first instant at which it may have to.
+function store.mark_listed(level, listed)
+  if has(level.flags, LISTED) ~= listed then
+    level.flags = level.flags + (listed and LISTED or -LISTED)
+    level.rec = sub(level.rec, 1, 1) .. char(level.flags) .. sub(level.rec, 3)
+    level.settled = true
+  end
+end
+
+-- Tells what there is to tell of a record. Returns its slice, nil where it is to be stored whole.
+local function tell(level, slice, now)
+  local news = level.news
+  if news.books then
+    news.books.i = partition.bill(level, news.entries, news.books.i, now)
+    level.var = level.var or {}
+    level.var.b = news.books
+    store.put_whole(level, slice, now)
+    slice = nil
+  end
+  partition.say(level, news.events, now)
+  if news.list then
+    local at = ledger.due(level.parsed, sliced(level, slice))
+    if at < huge then
+      partition.list(level.key, max(at, now))
+      store.mark_listed(level, true)
+    end
+  end
+  return slice
 end
 
 -- The first instant at which nothing in the record differs from an unseen subject's, at most.
@@ -69,17 +114,29 @@ end
 
 -- Everything that changed, the records and the operation id in one command, so that a failure leaves all
 -- or nothing; then what belongs to holds; then TTLs, which only free memory.
--- `slices[i]` replaces bytes 15.. of level i's record.
+-- `slices[i]` replaces bytes 15.. of level i's record. Returns nil; or a status to answer, and nothing is written.
 function store.write(count, slices, now, op_key, op_value, op_ttl)
+  for i = 1, count do
+    if levels[i].news then
+      local status = lacking(count, slices)
+      if status then
+        return status
+      end
+      break
+    end
+  end
   local writes, only, extended, holds = 0, 1, false, false
   for i = 1, count do
     local level = levels[i]
     holds = holds or level.holds
-    if level.grants and (slices[i] or level.fresh or level.moved) then
-      rebuild_whole(level, slices[i], now)
-      slices[i] = nil
-    end
     if slices[i] or level.fresh or level.moved then
+      if level.grants then -- a charge changes more than states
+        store.put_whole(level, slices[i], now)
+        slices[i] = nil
+      end
+      if level.news then
+        slices[i] = tell(level, slices[i], now)
+      end
       writes, only = writes + 1, i
       if level.flags >= TTL and has(level.flags, TTL) then
         local at = lasts(level, now)
@@ -95,7 +152,7 @@ function store.write(count, slices, now, op_key, op_value, op_ttl)
     if holds then
       write_holds(count, slices, now)
     end
-    return
+    return nil
   end
   local sets, n = {}, 0
   for i = 1, count do
@@ -124,4 +181,5 @@ function store.write(count, slices, now, op_key, op_value, op_ttl)
   if op_key and op_ttl then
     call("PEXPIRE", op_key, format("%.0f", op_ttl))
   end
+  return nil
 end

@@ -3,12 +3,18 @@
 -- end with this and without everything behind it.
 
 local SLOTS, POOL, FLAG = 0, 1, 5
-local HEADER = 20 -- bytes of a record before the states
-local POOL_FORMAT, FIXED_FORMAT = "<I6I6I6I7I7I7i7", "<I6I5"
+local LAYOUT, HEADER = 2, 20 -- of a record: its version, and the bytes before the states
+-- Flags of a record. What is in BOOKS a plain charge need not read; LISTED: it is in its partition's index.
+local FIRST, VAR, TTL, HOLDS, GRANTS, BOOKS, LISTED, IMPLIED = 1, 2, 4, 8, 16, 32, 64, 128
+local POOL_FORMAT, FIXED_FORMAT = "<I6I6I6I7I7I7i7I2", "<I6I5"
 local SLIDING_FORMAT, TOKEN_FORMAT, SLOTS_FORMAT = "<I6I5I5", "<I5I5I6", "<I7"
-local SIZES = { [0] = 7, 46, 11, 16, 16 } -- of a state, by kind
+local SIZES = { [0] = 7, 48, 11, 16, 16 } -- of a state, by kind
 local LETTERS = { [0] = "l", "p", "f", "s", "t", "g" } -- of a kind, in an answer
 local CHARGE, CHECK, REPORT = 1, 2, 3 -- what plain.answer is asked for
+
+local function has(flags, bit)
+  return flags % (bit * 2) >= bit
+end
 
 local opened = {} -- msgpack that lib/once.lua has unpacked, by its bytes
 
@@ -63,12 +69,40 @@ local function refilled_at(L, units, fraction, tick)
   return at < -NONE and at or NONE
 end
 
+-- What a fraction of a total comes to, in millionths: the least use that reaches it. Exact, for the product is
+-- summed in limbs.
+local function share(millionths, total)
+  local low = total % 1000000
+  return (total - low) / 1000000 * millionths + ceil(low * millionths / 1000000)
+end
+
+-- Marks: what a pool has said in its period. Bits above these two: its thresholds, in their order.
+local EXHAUSTED, OVERAGE, FIRST_WARN = 1, 2, 4
+
+-- The use at which a pool that may give `total` in all has something to say that it has not said yet.
+local function next_mark(L, marks, total)
+  local at, bit = marks % 2 == 0 and total or huge, FIRST_WARN
+  for _, millionths in ipairs(L.warn_at) do
+    if marks % (bit * 2) < bit then
+      at = min(at, share(millionths, total))
+    end
+    bit = bit * 2
+  end
+  for _, units in ipairs(L.warn_below) do
+    if marks % (bit * 2) < bit then
+      at = min(at, total - units)
+    end
+    bit = bit * 2
+  end
+  return at
+end
+
 -- take[kind](limit, record, now, c, applied): `applied` is c, or 0 where it is only asked whether c fits.
 -- Returns the state, the figures, and what one more could spend (huge: no bound); nil: not plain.
 local take = {}
 
 take[POOL] = function(L, rec, now, c, applied)
-  local start, fin, anchor, used, drawn, over, carried = sunpack(POOL_FORMAT, rec, L.offset)
+  local start, fin, anchor, used, drawn, over, carried, marks = sunpack(POOL_FORMAT, rec, L.offset)
   local limit, left, room = L.limit, NONE, huge
   if now >= fin or drawn + over > 0 or carried < 0 or used + c > MAX_COUNTER then
     return nil
@@ -79,10 +113,13 @@ take[POOL] = function(L, rec, now, c, applied)
       return nil
     end
     left = left - applied
+    if applied > 0 and used + applied >= next_mark(L, marks, limit + carried) then
+      return nil
+    end
     room = L.overage ~= NONE and left + L.overage or huge
   end
   used = used + applied
-  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, carried),
+  return spack(POOL_FORMAT, start, fin, anchor, used, 0, 0, carried, marks),
     spack(FIGURES, 1, limit, used, left, 0, applied, fin ~= NEVER and fin or NONE, NONE),
     room
 end

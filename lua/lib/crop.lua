@@ -1,0 +1,66 @@
+-- One record, harvested: what is billed of its pools and not in the outbox yet goes there, periods that are over are
+-- told of, and the index says when to look again.
+-- @gives crop
+
+local crop = {}
+local no_slices = {}
+
+-- Takes in what is new of every pool. Returns the first end of a period that has something to settle, and the first
+-- of all (huge: none).
+local function take_in(level, now)
+  local first, any, s = huge, huge, new_hand()
+  for i, plain in ipairs(level.parsed.limits) do
+    if plain.kind == POOL then
+      local L = level.effective and level.effective[i] or plain
+      L:load(level.rec, now, s)
+      if s.ended then
+        hold.close(level, L, s.ended)
+        level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
+        level.moved = true
+      end
+      local owing = L.bill > 0 and bill.harvest(level, L, s, hold.taken(level, L.name, s.start))
+      if s.fin > 0 and s.fin < NEVER then
+        any = min(any, s.fin)
+        if owing or s.used + s.drawn + s.over > 0 then
+          first = min(first, s.fin)
+        end
+      end
+    end
+  end
+  return first, any
+end
+
+-- Harvests the record under keys[1]; `keys` and `extra` as of a call that names its holds, or does not, and the keys of
+-- the partition. Returns how many entries that made; nil and a status if it is left as it is.
+function crop.record(keys, value, context, extra, now, manual)
+  local seen, status = record.open(keys, { value }, 1, context, extra, now, manual)
+  if not seen then
+    return nil, status
+  end
+  local level = levels[1]
+  if not level.rec or level.fresh then
+    partition.list(level.key, nil)
+    return 0
+  end
+  local parsed = level.parsed
+  local first, any = take_in(level, seen)
+  local news = level.news
+  if news and news.holds then
+    return nil, STATUS_HOLDS .. "\1"
+  end
+  local H = level.holds
+  if H and H.due and (parsed.billed or level.var and level.var.b) then
+    first = min(first, H.due) -- what it keeps is billed when it ends
+  end
+  local listed = not parsed.billed and first < huge and first <= any
+  if level.moved or news or has(level.flags, LISTED) ~= listed then
+    if news then
+      news.list = nil
+    end
+    store.mark_listed(level, listed)
+    store.put_whole(level, nil, seen)
+    store.write(1, no_slices, seen)
+  end
+  partition.list(level.key, first < huge and first or nil)
+  return news and #news.entries or 0
+end
