@@ -1,13 +1,45 @@
---- forget: remove what is stored of one subject.
+--- forget: remove what is stored of subjects; what is billed and not in the outbox yet goes there first.
 -- KEYS  1.. everything to remove: record, meta, holds, operation ids, ends of holds; at most 256
--- ARGV  none
--- RETURNS how many there were
--- WRITES removes the keys
--- @needs base
+--       then   with e of ARGV 2: events, outbox and index of the partition; records need them, and their holds
+-- ARGV  1 now, 2 extra: as consume's 1 and 6
+--       3 blind  "1": remove records that cannot be read, or whose policy is lost; else empty
+-- RETURNS a status: 2 need (nothing was written), 5 done; behind that how many keys there were (4 bytes)
+-- WRITES removes the keys; outbox and index
+-- @needs base take calendar event pool bucket slots policy request bill hold ledger partition
+--        record store crop
 -- @flags allow-oom
 local function forget(keys, args)
-  if #keys < 1 or #keys > 256 or #args ~= 0 then
-    bad("forget takes 1 to 256 keys and no argument")
+  local extra = #args == 3 and request.extra(args[2])
+  local n = extra and #keys - extra.behind or 0
+  if n < 1 or n > 256 or extra.h or args[3] ~= "" and args[3] ~= "1" then
+    bad("forget takes 1 to 256 keys, those of the partition, and 3 arguments")
   end
-  return call("DEL", spread(keys))
+  local now, named, records, need = clock(args[1]), {}, {}, ""
+  for i = 1, n do
+    named[keys[i]] = true
+    if find(keys[i], "^[^{]*{[^}]*}:s:") then
+      records[#records + 1] = keys[i]
+    end
+  end
+  local values = records[1] and call("MGET", spread(records)) or {}
+  for i, value in ipairs(values) do
+    local readable = value and byte(value) == LAYOUT and #value >= HEADER
+    if readable and args[3] == "" and not policy.get(sub(value, 3, 10), extra.p) then
+      need = need .. sub(value, 3, 10)
+    end
+    values[i] = value or ""
+  end
+  if need ~= "" then
+    return STATUS_NEED .. need
+  elseif records[1] then
+    partition.open({ records[1], keys[n + 1], keys[n + 2], keys[n + 3] }, true)
+  end
+  for i, value in ipairs(values) do
+    if value ~= "" and args[3] == "1" then
+      pcall(crop.last, records[i], value, extra.p, named, now)
+    elseif value ~= "" then
+      crop.last(records[i], value, extra.p, named, now)
+    end
+  end
+  return STATUS_DONE .. spack("<I4", call("DEL", spread(keys, 1, n)))
 end

@@ -27,7 +27,7 @@ from meterd.transport import Node
 
 Instant = datetime | timedelta | str
 _OVERRIDABLE = ("limit", "overage", "burst")
-_PAGE = 200
+PAGE = 200
 
 
 class _NotHeld(Exception):
@@ -327,42 +327,11 @@ class Administration:
     def page(self, node: Node, cursor: int, pattern: bytes) -> Flow[tuple[int, list[bytes]]]:
         """One SCAN step on one node."""
         (reply,) = yield from self.session.plain_to(
-            node, (b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % _PAGE)
+            node, (b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % PAGE)
         )
         if isinstance(reply, ResponseError):
             raise Unavailable(f"SCAN failed: {reply}")
         return int(reply[0]), list(reply[1])
-
-    def forget(self, subject: Subject) -> Flow[int]:
-        """Removes everything at and below a subject. Returns how many keys that were.
-
-        Resumable: a second call removes what an interrupted one left. A root takes its operation
-        ids and the ends of its holds along.
-        """
-        path = self.keys.path(subject)
-        yield from self.store.prepare()
-        holds = self.keys.holds(path, len(path.keys))
-        removed = yield from self._remove([path.keys[-1], self.keys.meta(path), *holds])
-        patterns = [self.keys.below_pattern(path, kind) for kind in (b"s", b"m", b"h", b"x")]
-        if len(path.keys) == 1:
-            patterns += [self.keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
-        for pattern in patterns:
-            for node in (yield from self.session.nodes()):
-                cursor, more = 0, True
-                while more:
-                    cursor, found = yield from self.page(node, cursor, pattern)
-                    more = cursor != 0
-                    if found:
-                        removed += yield from self._remove(found)
-        self.operations.forget_hints()
-        return removed
-
-    def _remove(self, keys: list[bytes]) -> Flow[int]:
-        total = 0
-        for at in range(0, len(keys), 200):
-            reply = yield from self.session.call("forget", keys[at : at + 200], [], harmless=True)
-            total += int(reply)
-        return total
 
 
 def _leaf(path: Path) -> Path:

@@ -265,7 +265,7 @@ class AsyncMeter(AsyncCaller):
 
     async def forget(self, subject: Subject) -> int:
         """See `Meter.forget`."""
-        return await self._call("forget", subject, self._administration.forget(subject))
+        return await self._call("forget", subject, self._forgetting.forget(subject))
 
     async def harvest(self, *, limit: int | None = None) -> int:
         """See `Meter.harvest`."""

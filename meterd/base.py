@@ -11,6 +11,7 @@ from typing import Any
 from meterd.administration import Administration
 from meterd.batch import Batch, Call, Outcome
 from meterd.errors import PolicyError
+from meterd.forgetting import Forgetting
 from meterd.grants import Grants
 from meterd.harvest import Harvest
 from meterd.holds import Holds, Reserved
@@ -103,6 +104,7 @@ class MeterBase:
             op_retention_ms=duration_ms(op_retention, field="op_retention"),
         )
         self._administration = Administration(self._operations)
+        self._forgetting = Forgetting(self._administration)
         self._shapes = Shapes(self._operations)
         self._manual = clock is not None
         self._holds = Holds(self._operations)

@@ -299,7 +299,7 @@ class Meter(Caller):
 
     def forget(self, subject: Subject) -> int:
         """Removes everything at and below a subject; how many keys that were. Resumable."""
-        return self._call("forget", subject, self._administration.forget(subject))
+        return self._call("forget", subject, self._forgetting.forget(subject))
 
     def harvest(self, *, limit: int | None = None) -> int:
         """Puts what is billed and not there yet into the outbox; how many entries that made.

@@ -56,7 +56,7 @@ function bill.known(level, name)
   return books and books.p[name]
 end
 
--- Adds `delta` to the outbox, as an entry of the period from `start` to `fin`.
+-- Adds `delta` to the outbox, as an entry of the period from `start` to `fin`, when it was to end.
 function bill.enter(level, name, how, delta, start, fin)
   local row = bill.book(level, name)
   row[2] = row[2] + 1
@@ -65,7 +65,7 @@ function bill.enter(level, name, how, delta, start, fin)
 end
 
 -- The rest of what is billed of a period, whichever sign it has; nothing of it is harvested any more.
-local function last_word(level, L, units, start, fin)
+function bill.last_word(level, L, units, start, fin)
   local row = bill.known(level, L.name)
   local delta = max(0, units - (row and row[3] or 0)) - (row and row[1] or 0)
   if delta ~= 0 then
@@ -85,7 +85,7 @@ function bill.close(level, L, ended, held)
     events[#events + 1] = { "closed", L.name, limit, ended.use, left, ended.start, ended.fin }
   end
   if L.bill > 0 then
-    last_word(level, L, bill.units(L, ended.use, ended.over, held), ended.start, ended.fin)
+    bill.last_word(level, L, bill.units(L, ended.use, ended.over, held), ended.start, ended.bound)
   end
 end
 
@@ -94,7 +94,7 @@ end
 function bill.switch(level, old, L, s, held)
   local use = s.used + s.drawn + s.over
   if old.bill > 0 then
-    last_word(level, old, bill.units(old, use, s.over, held), s.start, s.fin)
+    bill.last_word(level, old, bill.units(old, use, s.over, held), s.start, s.fin)
   end
   local base = bill.units(L, use, s.over, held)
   if base > 0 then
@@ -117,7 +117,7 @@ end
 
 -- A hold has ended that charged a billed pool. What it keeps was left out while it was open: in the period that runs
 -- it counts from now on; of one that is over it is an entry of its own.
-function bill.ended(level, part, c, keep, running, now)
+function bill.ended(level, part, c, keep, running)
   if running then
     if keep > 0 and not has(level.flags, LISTED) then
       bill.news(level).list = true
@@ -126,6 +126,6 @@ function bill.ended(level, part, c, keep, running, now)
   end
   local units = part.bill == BY_USE and keep or max(0, part.over - (c - keep))
   if units > 0 then
-    bill.enter(level, part.name, part.bill, units, part.mark, min(part.fin, now))
+    bill.enter(level, part.name, part.bill, units, part.mark, part.fin)
   end
 end

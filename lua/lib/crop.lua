@@ -64,3 +64,55 @@ function crop.record(keys, value, context, extra, now, manual)
   partition.list(level.key, first < huge and first or nil)
   return news and #news.entries or 0
 end
+
+-- Ends the holds of a record with it, now: what was tallied stays. Returns by pool what is given back of its running
+-- period: units, and how many of them went over; what is kept of periods that are over becomes entries.
+local function give_up(level)
+  local back = {}
+  for _, entry in pairs(hold.entries(level)) do
+    for _, part in ipairs(entry.parts) do
+      if part.bill then
+        local L = level.parsed.names[part.name]
+        local c, keep = hold.units(part, entry.amounts), hold.units(part, entry.tallied)
+        if hold.runs(level, L, part) then
+          local sum = back[part.name] or { units = 0, over = 0 }
+          sum.units, sum.over = sum.units + c - keep, sum.over + min(c - keep, part.over)
+          back[part.name] = sum
+        else
+          bill.ended(level, part, c, keep, false)
+        end
+      end
+    end
+  end
+  return back
+end
+
+-- The last harvest of a record that is about to be removed, with all its holds. `named`: KEYS by name. Returns whether
+-- its policy is at hand.
+function crop.last(key, rec, policies, named, now)
+  local level = levels[1]
+  if not record.peek(level, key, rec, policies) then
+    return false
+  end
+  now = max(now, level.seen)
+  if level.holds then
+    hold.name(level)
+    if not named[level.holds.hash] then
+      bad("keys: the holds of a record go with it")
+    end
+  end
+  local back, none = level.holds and give_up(level) or {}, { units = 0, over = 0 }
+  for _, L in ipairs(level.parsed.limits) do
+    if L.kind == POOL and L.bill > 0 then
+      local start, fin, _, used, drawn, over = sunpack(POOL_FORMAT, rec, L.offset)
+      local units = bill.units(L, used + drawn + over, over, back[L.name] or none)
+      bill.last_word(level, L, units, start, fin)
+    end
+  end
+  local news = level.news
+  if news and #news.entries > 0 then
+    partition.bill(level, news.entries, news.books.i, now)
+  end
+  partition.list(key, nil)
+  return true
+end

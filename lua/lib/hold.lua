@@ -18,16 +18,24 @@ local CHUNK = 1000 -- values in one command: Lua's stack bounds them
 
 local hold = {}
 
--- The keys of a level's holds, from the end of KEYS. They are as the record's, but for the kind.
-function hold.keys(level, hash, order)
+-- The keys of a level's holds are as the record's, but for the kind; nil where it has none.
+function hold.name(level)
   local at = find(level.key, "}:s:", 1, true)
-  local head, tail = sub(level.key, 1, at and at + 1 or 0), sub(level.key, at and at + 3 or 1)
-  if not at or hash ~= head .. "h" .. tail or order ~= head .. "x" .. tail then
-    bad("keys: those of the holds do not go with the record")
-  end
   local H = level.holds or {}
   level.holds = H
-  H.hash, H.order = hash, order
+  if at then
+    local head, tail = sub(level.key, 1, at + 1), sub(level.key, at + 3)
+    H.hash, H.order = head .. "h" .. tail, head .. "x" .. tail
+  end
+  return H
+end
+
+-- The same from the end of KEYS.
+function hold.keys(level, hash, order)
+  local H = hold.name(level)
+  if not H.hash or hash ~= H.hash or order ~= H.order then
+    bad("keys: those of the holds do not go with the record")
+  end
 end
 
 local function check_numbers(count, list)
@@ -98,6 +106,27 @@ function hold.generation(level, name)
   return level.var and level.var.g and level.var.g[name] or 0
 end
 
+-- All that is stored, by id; whoever asks has their keys.
+function hold.entries(level)
+  local H = level.holds
+  if not H.entries then
+    H.entries = {}
+    local stored = call("HGETALL", H.hash)
+    for i = 1, #stored, 2 do
+      H.entries[stored[i]] = decode(stored[i + 1])
+    end
+  end
+  return H.entries
+end
+
+-- Whether the period or window runs in which a part of a pool was charged, as the record's bytes have it.
+function hold.runs(level, L, part)
+  return L
+    and L.kind == part.kind
+    and hold.generation(level, part.name) == part.gen
+    and sunpack("<I6", level.rec, L.offset) == part.mark
+end
+
 -- What the open holds have of the period of a pool that began at `start`: units, and how many of them went over.
 -- Where their keys are not at hand, the call has to come again with them.
 function hold.taken(level, name, start)
@@ -108,15 +137,8 @@ function hold.taken(level, name, start)
     bill.news(level).holds = true
     return taken
   end
-  if not H.entries then
-    H.entries = {}
-    local stored = call("HGETALL", H.hash)
-    for i = 1, #stored, 2 do
-      H.entries[stored[i]] = decode(stored[i + 1])
-    end
-  end
   local generation = hold.generation(level, name)
-  for id, entry in pairs(H.entries) do
+  for id, entry in pairs(hold.entries(level)) do
     if not (H.gone and H.gone[id] or H.done == id) then
       for _, part in ipairs(entry.parts) do
         if part.name == name and part.kind == POOL and part.mark == start and part.gen == generation then
@@ -160,8 +182,7 @@ function hold.give_back(level, entry, kept, now, s)
       end
     end
     if part.bill then
-      local running = same and sunpack("<I6", level.rec, L.offset) == part.mark
-      bill.ended(level, part, c, keep, running, now)
+      bill.ended(level, part, c, keep, hold.runs(level, L, part))
     end
   end
   return changed

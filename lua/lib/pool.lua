@@ -66,7 +66,8 @@ local function snapshot(L, s, fin)
   s.grants = nil -- what they have left is not the period's
   measure(L, s)
   s.grants = granted
-  return { start = s.start, fin = fin, use = s.used + s.drawn + s.over, over = s.over, left = s.left }
+  -- `bound`: when it was to end.
+  return { start = s.start, fin = fin, bound = s.fin, use = s.used + s.drawn + s.over, over = s.over, left = s.left }
 end
 
 -- Reads the state and brings it to the period that holds `now`, however many were missed.

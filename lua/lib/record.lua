@@ -290,6 +290,24 @@ local function read_variable(level, rev, seen, now)
   end
 end
 
+-- Takes a record in hand as it was written, and brings it nowhere. Returns whether its policy is at hand.
+function record.peek(level, key, rec, policies)
+  if #rec < HEADER then
+    too_short(rec)
+  end
+  local version, flags, fp, rev, seen = sunpack(HEAD, rec)
+  if version ~= LAYOUT then
+    error("METERD-LAYOUT record of layout " .. version, 0)
+  end
+  level.key, level.rec, level.flags, level.fp, level.rev, level.seen = key, rec, flags, fp, rev, seen
+  level.parsed, level.var, level.news = policy.get(fp, policies), nil, nil
+  level.holds = has(flags, HOLDS) and {} or nil
+  if level.parsed and (has(flags, VAR) or has(flags, BOOKS)) then
+    level.var = munpack(sub(rec, level.parsed.tail + (has(flags, TTL) and 6 or 0) + (level.holds and 6 or 0)))
+  end
+  return level.parsed ~= nil
+end
+
 -- Reads when a record's first hold expires. Returns whether it has, and the keys to do something about it
 -- are not at hand.
 local function read_due(level, now)

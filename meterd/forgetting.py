@@ -1,0 +1,88 @@
+"""Removing what is stored of subjects, as a flow. What is billed goes into the outbox first."""
+
+from __future__ import annotations
+
+import logging
+
+from meterd import wire
+from meterd.administration import Administration
+from meterd.errors import PolicyError, ScriptError
+from meterd.flow import Flow
+from meterd.keys import Path, Subject
+from meterd.operations import Needs
+
+_log = logging.getLogger("meterd")
+_MANY = 200  # keys of one call
+_FEW = 50  # records of one call
+
+
+class Forgetting:
+    """Built on the administration of one meter."""
+
+    def __init__(self, administration: Administration) -> None:
+        self._administration = administration
+        self._operations = administration.operations
+        self._store = administration.store
+        self._keys = administration.keys
+        self._session = administration.session
+
+    def forget(self, subject: Subject) -> Flow[int]:
+        """Removes everything at and below a subject. Returns how many keys that were.
+
+        Resumable: a second call removes what an interrupted one left. A root takes its operation
+        ids and the ends of its holds along. Events and what is in the outbox stay.
+        """
+        path = self._keys.path(subject)
+        yield from self._store.prepare()
+        removed = yield from self._records(path.tag, [path.keys[-1]], self._keys.meta(path))
+        patterns = [self._keys.below_pattern(path, kind) for kind in (b"s", b"m", b"h", b"x")]
+        if len(path.keys) == 1:
+            patterns += [self._keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
+        for pattern in patterns:
+            for node in (yield from self._session.nodes()):
+                cursor, more = 0, True
+                while more:
+                    cursor, found = yield from self._administration.page(node, cursor, pattern)
+                    more = cursor != 0
+                    if pattern is patterns[0]:
+                        for at in range(0, len(found), _FEW):
+                            removed += yield from self._records(path.tag, found[at : at + _FEW])
+                    else:
+                        for at in range(0, len(found), _MANY):
+                            removed += yield from self._remove(found[at : at + _MANY], Needs())
+        self._operations.forget_hints()
+        return removed
+
+    def _records(self, tag: bytes, records: list[bytes], *others: bytes) -> Flow[int]:
+        """Records, each with its holds."""
+        keys = [*records, *others]
+        for key in records:
+            keys += self._keys.holds(Path((), (key,), b"", tag), 1)
+        shared = self._keys.partition(tag)
+        try:
+            return (yield from self._remove(keys, Needs(shared=True), *shared))
+        except (PolicyError, ScriptError) as error:
+            if len(records) > 1:
+                removed = 0
+                for key in records:
+                    removed += yield from self._records(tag, [key])
+                return removed
+            _log.warning("%r is removed, but it cannot be read: %s", records[0], error)
+            return (yield from self._remove(keys, Needs(shared=True), *shared, blind=True))
+
+    def _remove(
+        self, keys: list[bytes], needs: Needs, *shared: bytes, blind: bool = False
+    ) -> Flow[int]:
+        while True:
+            reply = yield from self._session.call(
+                "forget",
+                [*keys, *shared],
+                [self._operations.now_argument(), needs.packed(), b"1" if blind else b""],
+                harmless=True,
+            )
+            if isinstance(reply, bytes) and len(reply) == 5 and reply[0] == wire.DONE:
+                return int.from_bytes(reply[1:], "little")
+            if not isinstance(reply, bytes) or reply[:1] != bytes([wire.NEED]):
+                raise ScriptError(f"forget: unexpected reply {reply!r}")
+            for name in wire.decode_need(reply):
+                needs.policies[name] = (yield from self._store.policy(name)).blob
