@@ -49,6 +49,7 @@ local function override(keys, args)
     return STATUS_UNKNOWN
   end
   local L = level.parsed.names[name]
+  L = L and not L.implied and L or nil -- for grants alone, whatever plans say
   if not L and args[9] ~= "1" and fields then
     return STATUS_UNKNOWN
   end

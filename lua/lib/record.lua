@@ -258,21 +258,28 @@ local function catch_up(level, rev, seen, now)
   end
 end
 
+-- Where a record's variable part begins, and its digest of grants (nil: there is none).
+local function behind_states(level)
+  local at, digest = level.parsed.tail, nil
+  at = at + (has(level.flags, TTL) and 6 or 0) + (has(level.flags, HOLDS) and 6 or 0)
+  if has(level.flags, GRANTS) then
+    digest, at = at, at + grants.digest_size(level.rec, at)
+  end
+  return at, digest
+end
+
+-- The policy of that name as this record is laid out by it, nil if it is not at hand.
+local function laid_out(level, fp, blobs)
+  local parsed = policy.get(fp, blobs)
+  return parsed and level.flags >= IMPLIED and implied.read(level, parsed) or parsed
+end
+
 -- Decodes what few records have.
 local function read_variable(level, rev, seen, now)
-  local at = level.parsed.tail
   if has(level.flags, TTL) then
-    level.expires = sunpack("<I6", level.rec, at)
-    at = at + 6
+    level.expires = sunpack("<I6", level.rec, level.parsed.tail)
   end
-  if has(level.flags, HOLDS) then
-    at = at + 6 -- read already
-  end
-  local digest
-  if has(level.flags, GRANTS) then
-    digest = at
-    at = at + grants.digest_size(level.rec, at)
-  end
+  local at, digest = behind_states(level)
   if has(level.flags, VAR) or has(level.flags, BOOKS) then
     local var = munpack(sub(level.rec, at))
     if var.k then
@@ -300,10 +307,10 @@ function record.peek(level, key, rec, policies)
     error("METERD-LAYOUT record of layout " .. version, 0)
   end
   level.key, level.rec, level.flags, level.fp, level.rev, level.seen = key, rec, flags, fp, rev, seen
-  level.parsed, level.var, level.news = policy.get(fp, policies), nil, nil
+  level.parsed, level.var, level.news, level.grants = laid_out(level, fp, policies), nil, nil, nil
   level.holds = has(flags, HOLDS) and {} or nil
   if level.parsed and (has(flags, VAR) or has(flags, BOOKS)) then
-    level.var = munpack(sub(rec, level.parsed.tail + (has(flags, TTL) and 6 or 0) + (level.holds and 6 or 0)))
+    level.var = munpack(sub(rec, (behind_states(level))))
   end
   return level.parsed ~= nil
 end
@@ -333,12 +340,6 @@ local function check_layout(level, from)
   if size < old.tail or size > old.tail and not extended(level.flags) or from and from.layout ~= old.layout then
     bad("extra: a move by definitions that the record is not laid out by")
   end
-end
-
--- The policy of that name as this record is laid out by it, nil if it is not at hand.
-local function laid_out(level, fp, blobs)
-  local parsed = policy.get(fp, blobs)
-  return parsed and level.flags >= IMPLIED and implied.read(level, parsed) or parsed
 end
 
 -- Finds the policy that record i is laid out by (level.parsed), and the one to move it to, if any
