@@ -164,7 +164,7 @@ def test_pool_retry_after_is_the_first_boundary_that_helps(
 def test_pool_retry_after_waits_for_debt_to_shrink_and_rollover_to_grow() -> None:
     spec = spec_of(Pool("p", 10, "1h", overage=100, carry_debt=True, rollover=15))
     indebted = spec.charge(spec.fresh(0, 0), 55, 0)  # 10 used, 45 over: 35 still owed after 1 h
-    assert spec.remaining(indebted) == -45
+    assert spec.remaining(indebted, 0) == -45
     assert spec.retry_after(indebted, 60, HOUR // 2) == HOUR // 2  # 10 - 45 + 100
     assert spec.retry_after(indebted, 125, 0) == 7 * HOUR  # carried: -45 -35 ... 5, 15
     assert spec.retry_after(indebted, 126, 0) is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meterd.policy import Bucket, Flag, Pool
 from tests.oracle import Oracle, OracleError
-from tests.oracle.holds import given_back
+from tests.oracle.holds import Part, given_back
 from tests.oracle.invariants import check
 from tests.oracle.records import Record
 from tests.oracle.slots import SlotsSpec
@@ -39,7 +39,7 @@ OTHER = plan(
     name="q",
 )
 PLANS = [BASE, OTHER, plan(Slots("x", 1), name="addon", group="addon")]
-NAMES = ("m", "n", "o", "s", "t", "jobs")
+NAMES = ("m", "n", "o", "s", "t", "jobs", "extra")
 SUBJECTS = ("a", "a/x", "a/x/y", "b")
 HOMES = {"h1": "a/x", "h2": "a/x/y"}
 
@@ -58,28 +58,62 @@ class Prompt(Oracle):
             record.states[name] = spec.bring(record.states[name], now)
         for name in [n for n, o in record.overrides.items() if o.expires == now]:
             del record.overrides[name]
-            if name in record.specs:
+            if name in record.base:
                 old, record.specs[name] = record.specs[name], record.base[name]
                 record.states[name] = record.specs[name].convert(old, record.states[name], now)
+        for grant in record.grants.values():
+            if grant.expires == now:
+                lost = grant._replace(left=0, expired=grant.expired + grant.left)
+                record.grants[grant.id] = lost
         for hold_id in sorted(i for i, hold in record.holds.items() if hold.expires == now):
             hold = record.holds.pop(hold_id)
             for name, part in hold.parts.items():
+                self.give_back_to_grants(record, part, hold.tallied, now)
                 spec = record.specs.get(name)
                 if spec is not None and record.incarnation(name) == part.incarnation:
                     keep = sum(hold.tallied[cost] * factor for cost, factor in part.factors)
                     keep = 0 if isinstance(spec, SlotsSpec) else keep
                     state = record.states[name]
                     record.states[name] = given_back(spec, state, part, keep, now)
+        gone = [g for g in record.grants.values() if g.held == 0 and g.expires and g.expires <= now]
+        for grant in gone:
+            del record.grants[grant.id]
+        for name in {grant.name for grant in gone} - {g.name for g in record.grants.values()}:
+            if name not in record.base:
+                del record.specs[name], record.states[name]
+                record.incarnations[name] = record.incarnation(name) + 1
+
+    def give_back_to_grants(self, record: Record, part: Part, used: Any, now: int) -> None:
+        """One unit after the other, from that which was taken last."""
+        taken = [name for name, units in part.shares for _ in range(units)]
+        taken += ["over"] * part.over
+        keep = sum(used[cost] * factor for cost, factor in part.factors)
+        for number, name in enumerate(taken):
+            if name in record.grants:
+                grant = record.grants[name]
+                alive = not grant.void and (grant.expires is None or grant.expires > now)
+                where = "consumed" if number < keep else "left" if alive else "expired"
+                changes = {"held": grant.held - 1, where: getattr(grant, where) + 1}
+                record.grants[name] = grant._replace(**changes)
 
 
 amounts = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 6), min_size=1, max_size=3)
 ids = st.sampled_from(list(HOMES))
 ttls = st.integers(1, 40)
 held = st.sampled_from(
-    [{"m": 3}, {"t": 4, "n": 2}, {"jobs": 1, "s": 3}, {"m": 1, "s": 2, "t": 1}, {"o": 2, "m": 2}]
+    [
+        {"m": 3},
+        {"extra": 3, "o": 2},
+        {"t": 4, "n": 2},
+        {"jobs": 1, "s": 3},
+        {"m": 1, "s": 2, "t": 1},
+        {"o": 2, "m": 2},
+    ]
 )
 some = st.sampled_from([{"m": 1}, {"m": 2}, {"t": 2}, {"s": 1}, {"jobs": 1}])
 tallied = st.tuples(st.just("tally"), ids, some, st.none() | ttls)
+granted = st.sampled_from(["m", "m", "n", "o", "extra", "s"])
+ends = st.none() | st.integers(-5, 40)
 changes = st.sampled_from(["keep", "reset"])
 VERBS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
     "reserve": st.tuples(st.just("reserve"), ids, held | amounts, ttls),
@@ -97,9 +131,13 @@ VERBS: dict[str, st.SearchStrategy[tuple[Any, ...]]] = {
     "subscribe": st.tuples(st.just("subscribe"), st.sampled_from(["p", "q"]), changes),
     "apply": st.tuples(st.just("apply"), st.integers(1, 9)),
     "forget": st.tuples(st.just("forget")),
+    "grant": st.tuples(
+        st.just("grant"), granted, st.integers(1, 9), ends, ends, st.sampled_from([40, 50, 60])
+    ),
+    "void": st.tuples(st.just("void"), st.integers(0, 3)),
 }
 CHARGING = ["reserve"] * 5 + ["consume"] * 2 + ["commit"] * 2
-CHARGING += ["report", "release", "renew", "tally", "tally"]
+CHARGING += ["report", "release", "renew", "tally", "tally", "grant", "grant", "void"]
 SETTING = ["refund", "adjust", "override", "override", "subscribe", "apply", "forget"]
 gaps, subjects = st.sampled_from([0, 0, 1, 2, 5, 9, 20]), st.sampled_from(SUBJECTS)
 charging = st.sampled_from(CHARGING).flatmap(VERBS.__getitem__)
@@ -125,6 +163,22 @@ def run(model: Oracle, subject: str, call: tuple[Any, ...], now: int) -> Any:
             return model.override(subject, args[0], now_ms=now, **fields)
         if verb == "subscribe":
             return model.subscribe(subject, args[0], change=args[1], now_ms=now)
+        if verb == "grant":
+            name, amount, expires, starts, priority = args
+            return model.grant(
+                subject,
+                name,
+                amount,
+                expires_ms=None if expires is None else now + expires,
+                starts_ms=None if starts is None else now + starts,
+                priority=priority,
+                grant_id=f"{name}{amount}-{priority}-{now}",
+                now_ms=now,
+            )
+        if verb == "void":
+            booked = model.usage(subject, now_ms=now).grants[-1]
+            chosen = booked[args[0]].id if args[0] < len(booked) else "none"
+            return model.void(subject, chosen, now_ms=now)
         if verb == "apply":
             return model.apply([plan(*BASE.includes[:2], *BASE.includes[3:], Slots("x", args[0]))])
         if verb == "forget":
