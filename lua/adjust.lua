@@ -7,10 +7,10 @@
 --       3 name     the limit
 --       4 used     whole number; for a bucket at most its limit or burst
 --       5 extra    as consume
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds, 8 due
 -- WRITES the record
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op assign
+--   change record open store op assign
 local function adjust(keys, args)
   if #args ~= 5 then
     bad("adjust takes 5 arguments")

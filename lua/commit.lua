@@ -13,7 +13,7 @@
 --       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
 -- WRITES the records, their holds, and the end of the hold
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge finish
+--   change record open store op charge finish
 -- @flags allow-oom
 local function commit(keys, args)
   if #args ~= 7 then

@@ -8,7 +8,8 @@
 --       3 costs     cost names, joined by commas
 --       4 amounts   one little-endian double per cost name, whole, 0 .. 10^15
 --       5 op        empty, or 16 bytes of request digest and 6 of retention in ms
---       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}}, h = {level}}
+--       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}},
+--                   c = {{level, from, group, at, to, pools}}, h = {level}}
 -- RETURNS a string; its first byte is the status:
 --       0 decided      the answer of lib/charge.lua
 --       1 replayed     the stored answer of the operation id
@@ -16,9 +17,11 @@
 --       3 stale        per record behind the catalog: level, policy, revision (1 + 8 + 4 bytes)
 --       4 conflict     the operation id belongs to another request
 --       7 holds        levels (1 byte each) with expired holds, whose keys are to be brought along
+--       8 due          msgpack {{level, policy, revision, {{group, at, plan, definition}}}}: changes of plans whose
+--                      instant has come, in order, for which no step was brought along
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition record store op charge compile plain
+--   partition change record open store op charge compile plain
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")

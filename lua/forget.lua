@@ -5,8 +5,8 @@
 --       3 blind  "1": remove records that cannot be read, or whose policy is lost; else empty
 -- RETURNS a status: 2 need (nothing was written), 5 done; behind that how many keys there were (4 bytes)
 -- WRITES removes the keys; outbox and index
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition record
---   store crop
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   change record open store crop
 -- @flags allow-oom
 local function forget(keys, args)
   local extra = #args == 3 and request.extra(args[2])

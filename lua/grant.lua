@@ -17,8 +17,8 @@
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (also where a grant has that id), 5 done, 7 holds;
 --       1 and 5 with the new row of lib/grants.lua as msgpack
 -- WRITES the record and the operation id
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition record
---   store op assign
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   change record open store op assign
 local function grant(keys, args)
   if #args ~= 11 then
     bad("grant takes 11 arguments")

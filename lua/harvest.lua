@@ -8,8 +8,8 @@
 --       entries were written (4 bytes), how many records wait for their holds to be named (2), the numbers of these,
 --       and of those that could not be read or are stale (2 each); they were left as they are
 -- WRITES the records, their holds, events, outbox and index
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition record
---   store crop
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   change record open store crop
 local function harvest(keys, args)
   if #args ~= 4 then
     bad("harvest takes 4 arguments")

@@ -12,10 +12,10 @@
 --       8 clear    "1": take the override away (4 to 7 empty), else empty
 --       9 known    "1": accept a limit that the record's plans do not include; it waits for one that does
 --       10 extra   as consume
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 the record has no such limit, 7 holds, 8 due
 -- WRITES the record
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op assign
+--   change record open store op assign
 local function override(keys, args)
   if #args ~= 10 then
     bad("override takes 10 arguments")

@@ -6,7 +6,7 @@
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that got something back, and the operation id
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge
+--   change record open store op charge
 -- @flags allow-oom
 local function refund(keys, args)
   if #args ~= 6 then

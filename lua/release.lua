@@ -8,10 +8,10 @@
 --       4 extra     as consume; names every level in h
 --       5 hold      its id
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
---       7 holds
+--       7 holds, 8 due
 -- WRITES the records, their holds, and the end of the hold
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge finish
+--   change record open store op charge finish
 -- @flags allow-oom
 local function release(keys, args)
   if #args ~= 5 or args[3] == "" then

@@ -6,10 +6,10 @@
 --       3 extra     as consume; names every level in h
 --       4 hold      its id
 --       5 ttl       ms as digits, up to 366 days
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds, 8 due
 -- WRITES the holds, and the records where another hold is the first to expire now
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge finish
+--   change record open store op charge finish
 local function renew(keys, args)
   if #args ~= 5 then
     bad("renew takes 5 arguments")

@@ -8,7 +8,7 @@
 -- RETURNS as consume; 4 conflict also where an open hold has that id
 -- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge finish
+--   change record open store op charge finish
 local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")

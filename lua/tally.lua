@@ -8,10 +8,10 @@
 --       5 extra     as consume; names every level in h
 --       6 hold      its id
 --       7 ttl       renew the hold too: ms as digits, up to 366 days; empty: it ends when it did
--- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds
+-- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such hold (any more), 7 holds, 8 due
 -- WRITES the holds, and the records where another hold is the first to expire now
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge finish
+--   change record open store op charge finish
 local function tally(keys, args)
   if #args ~= 7 then
     bad("tally takes 7 arguments")

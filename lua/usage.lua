@@ -4,10 +4,11 @@
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6
 -- RETURNS as consume without 1 and 4; behind the answer, per level with a record or a first sight:
 --       level, policy (8 bytes), stored (0/1), length (2 bytes), and as msgpack the overrides (o), the grants
---       (k), how many holds are open (n) and those that end first (h: id, expiry, cost names, amounts, tallied)
+--       (k), changes that wait (p: group, at, plan, change), how many holds are open (n) and those that end first
+--       (h: id, expiry, cost names, amounts, tallied)
 -- WRITES nothing
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   record store op charge
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition change
+--   record open store op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then
@@ -33,7 +34,8 @@ local function usage(keys, args)
   for i = 1, count do
     local level = levels[i]
     if level.parsed then
-      local shown = level.var and level.var.o and { o = level.var.o }
+      local var = level.var
+      local shown = var and (var.o or var.p) and { o = var.o, p = change.list(var) }
       if level.grants then
         shown = shown or {}
         shown.k = grants.rows(level)
@@ -42,14 +44,14 @@ local function usage(keys, args)
         shown = shown or {}
         shown.n, shown.h = hold.count(level), hold.list(level, now)
       end
-      local var = shown and mpack(shown) or ""
-      while #var > 65535 and shown.h and shown.h[1] do -- its length has two bytes
+      local bytes = shown and mpack(shown) or ""
+      while #bytes > 65535 and shown.h and shown.h[1] do -- its length has two bytes
         for _ = 1, ceil(#shown.h / 2) do
           shown.h[#shown.h] = nil
         end
-        var = mpack(shown)
+        bytes = mpack(shown)
       end
-      pieces[#pieces + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #var) .. var
+      pieces[#pieces + 1] = spack("<Bc8BI2", i, level.parsed.fp, level.fresh and 0 or 1, #bytes) .. bytes
     end
   end
   return concat(pieces)

@@ -9,8 +9,8 @@
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such grant (any more), 7 holds; behind 5 a double:
 --       how much was taken
 -- WRITES the record
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition record
---   store op assign
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   change record open store op assign
 -- @flags allow-oom
 local function void(keys, args)
   if #args ~= 4 then

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from meterd.hold import Hold
     from meterd.lease import Lease
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
-    from meterd.result import Code, Decision, HoldState, LimitState, Usage
+    from meterd.result import Code, Decision, HoldState, LimitState, PlanChange, Usage
 
 __version__ = "0.1.0"
 
@@ -63,6 +63,7 @@ __all__ = [
     "OpNotFound",
     "OutcomeUnknown",
     "Plan",
+    "PlanChange",
     "PolicyError",
     "Pool",
     "Price",
@@ -89,7 +90,7 @@ _HOMES = {
     "hold": ("Hold",),
     "lease": ("Lease",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
-    "result": ("Code", "Decision", "HoldState", "LimitState", "Usage"),
+    "result": ("Code", "Decision", "HoldState", "LimitState", "PlanChange", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,37 +1,28 @@
-"""The verbs that set something, as flows: plans of a subject, overrides, corrections, meta."""
+"""The verbs that set something, as flows: overrides, corrections, meta. And those that look."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from meterd import policy_checks as checks
 from meterd import wire
-from meterd.catalog import definition_hash
-from meterd.compile import private_plan
 from meterd.errors import PolicyError, ScriptError, Unavailable
 from meterd.flow import Flow
-from meterd.keys import Path, Subject
-from meterd.operations import Operations, new_op
-from meterd.policy import MAX_AMOUNT, MAX_RATE, Limit, Plan, Pool
+from meterd.keys import Subject, leaf
+from meterd.operations import Operations
+from meterd.policy import MAX_AMOUNT, MAX_RATE
 from meterd.policy_checks import FrozenMap
 from meterd.result import HoldState, Level, Override, Usage
-from meterd.roles import Joining, Moving
-from meterd.timespec import instant_ms, refuse, shown
+from meterd.roles import Joining
+from meterd.timespec import Instant, instant_ms, refuse
 from meterd.transport import Node
 
-Instant = datetime | timedelta | str
 _OVERRIDABLE = ("limit", "overage", "burst")
 PAGE = 200
-
-
-class _NotHeld(Exception):
-    """The plan to take away is not there: nothing to do."""
 
 
 class Administration:
@@ -42,130 +33,6 @@ class Administration:
         self.store = operations.store
         self.keys = operations.keys
         self.session = operations.session
-
-    def _now_ms(self) -> int:
-        """Now as this process sees it, to turn durations into instants."""
-        given = self.operations.now_argument()
-        return int(given) if given else int(time.time() * 1000)
-
-    # Plans ---------------------------------------------------------------------------------------
-
-    def subscribe(
-        self,
-        subject: Subject,
-        plan: str | None,
-        limits: Sequence[Limit],
-        change: str,
-        when: str | Instant,
-        anchor: Instant | None,
-        op: str | bool | None,
-    ) -> Flow[None]:
-        """Gives a subject another plan of its group, now."""
-        path = self.keys.path(subject)
-        if change not in ("keep", "reset"):
-            raise refuse("change", change, '"keep" or "reset"')
-        _only_now(when)
-        deadline = yield from self.store.prepare()
-
-        def wanted() -> Plan:
-            return self._wanted(plan, limits)  # by the catalog as it is then
-
-        anchor_ms = None if anchor is None else instant_ms(anchor, self._now_ms(), "anchor")
-        if anchor_ms is not None and anchor_ms < 0:
-            raise refuse("anchor", anchor, "an instant from 1970 on")
-
-        def changed(plans: list[Plan]) -> list[Plan]:
-            new = wanted()
-            return [kept for kept in plans if kept.group != new.group] + [new]
-
-        root = len(path.keys) == 1
-        role = Moving(self.store, root=root, unseen=lambda: [wanted()], change=changed)
-        keys: list[bytes] = [path.keys[-1]]
-        above = path.keys[:-1]
-        op_id, op_argument = None, b""
-        if op is not None and op is not False:
-            op_id = new_op() if op is True else wire.check_op(op)
-            keys.append(self.keys.op(path, op_id))
-            # A duration from now is the same request however much later it is repeated.
-            given = anchor_ms if isinstance(anchor, datetime) else str(anchor)
-            own = definition_hash(wanted()) if limits else None
-            request = wire.digest("subscribe", path.keys, plan, own, change, given)
-            op_argument = wire.op_argument(request, self.operations.op_retention_ms)
-
-        def pools() -> bytes:
-            names = [limit.name for limit in wanted().includes if isinstance(limit, Pool)]
-            return ",".join(names).encode()
-
-        start = b"" if anchor_ms is None else b"%d" % anchor_ms
-        yield from self.operations.settle(
-            "subscribe",
-            _leaf(path),
-            [*keys, *above],
-            lambda needs: [
-                self.operations.now_argument(),
-                role.context(),
-                change.encode(),
-                start,
-                pools(),
-                op_argument,
-                needs.packed(),
-            ],
-            role,
-            deadline=deadline,
-            op=op_id,
-            harmless=change == "keep",  # a second "reset" would close a second period
-        )
-
-    def _wanted(self, plan: str | None, limits: Sequence[Limit]) -> Plan:
-        if isinstance(limits, Sequence) and not limits:
-            if plan is None:
-                raise PolicyError("subscribe: name a plan of the catalog, or give limits=[...]")
-            return self.store.catalog.plan(plan)
-        name = "private" if plan is None else checks.name(plan, "subscribe: plan: id")
-        if name in self.store.catalog.plans:
-            raise PolicyError(
-                f"subscribe: plan {name!r} is in the catalog; a private plan (limits=) needs "
-                "a name of its own"
-            )
-        return private_plan(name, limits)
-
-    def unsubscribe(self, subject: Subject, plan: str, when: str | Instant) -> Flow[None]:
-        """Takes a plan away; its group falls back to the default, if there is one."""
-        path = self.keys.path(subject)
-        _only_now(when)
-        if not isinstance(plan, str) or not plan:
-            raise refuse("unsubscribe: plan", plan, "the id of a plan that the subject holds")
-        deadline = yield from self.store.prepare()
-        root = len(path.keys) == 1
-        known = plan in self.store.catalog.plans
-
-        def changed(plans: list[Plan]) -> list[Plan]:
-            nonlocal known
-            if plan not in [held.id for held in plans]:
-                raise _NotHeld(", ".join(sorted(held.id for held in plans)) or "no plan")
-            known = True  # if it is gone when asked again, an answer that was lost took it away
-            return [held for held in plans if held.id != plan]
-
-        role = Moving(self.store, root=root, unseen=list, change=changed)
-        held = "no plan"
-        try:
-            reply = yield from self.operations.settle(
-                "unsubscribe",
-                _leaf(path),
-                path.keys[::-1],
-                lambda needs: [self.operations.now_argument(), role.context(), needs.packed()],
-                role,
-                deadline=deadline,
-                harmless=True,
-            )
-            if known or reply[0] == wire.DONE:
-                return
-        except _NotHeld as error:
-            held = str(error)
-        if not known:
-            raise PolicyError(
-                f"unsubscribe: {subject!r} does not hold plan {plan!r}; it holds: {held}"
-            )
 
     # Overrides and corrections -------------------------------------------------------------------
 
@@ -189,15 +56,16 @@ class Administration:
             listed = ", ".join(_OVERRIDABLE)
             raise PolicyError(f"override of {name!r}: give at least one of {listed}, or clear=True")
         values = [_field(name, key, fields) for key in _OVERRIDABLE]
-        ends = b"" if expires is None else b"%d" % instant_ms(expires, self._now_ms(), "expires")
-        if ends and int(ends) <= self._now_ms():
+        now_ms = self.operations.now_ms()
+        ends = b"" if expires is None else b"%d" % instant_ms(expires, now_ms, "expires")
+        if ends and int(ends) <= now_ms:
             raise refuse("expires", expires, "an instant after now")
         deadline = yield from self.store.prepare()
         known = any(name in plan.limits for plan in self.store.catalog.plans.values())
         role = Joining(self.store, None, root=len(path.keys) == 1, planless=True)
         reply = yield from self.operations.settle(
             "override",
-            _leaf(path),
+            leaf(path),
             path.keys[::-1],
             lambda needs: [
                 self.operations.now_argument(),
@@ -226,7 +94,7 @@ class Administration:
         role = Joining(self.store, None, root=root, planless=True)
         reply = yield from self.operations.settle(
             "adjust",
-            _leaf(path),
+            leaf(path),
             path.keys[::-1],
             lambda needs: [
                 self.operations.now_argument(),
@@ -318,6 +186,7 @@ class Administration:
                     holds,
                     row.open_holds,
                     row.grants,
+                    row.pending,
                 )
             )
         return Usage(path.shown(len(path.keys)), answer.limits(), tuple(levels))
@@ -332,16 +201,6 @@ class Administration:
         if isinstance(reply, ResponseError):
             raise Unavailable(f"SCAN failed: {reply}")
         return int(reply[0]), list(reply[1])
-
-
-def _leaf(path: Path) -> Path:
-    """The last level alone: verbs that set something touch one record."""
-    return Path(path.segments, (path.keys[-1],), path.root, path.tag)
-
-
-def _only_now(when: object) -> None:
-    if when != "now":
-        raise PolicyError(f'when: {shown(when)} is not supported in this release; allowed: "now"')
 
 
 def _field(name: str, key: str, fields: Mapping[str, Any]) -> bytes:

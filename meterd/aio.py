@@ -10,7 +10,6 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from meterd.administration import Instant
 from meterd.aiocaller import AsyncCaller
 from meterd.aiohold import AsyncHold, PendingHold
 from meterd.aiolease import AsyncLease, PendingLease
@@ -24,7 +23,7 @@ from meterd.limiter import AsyncLimiter
 from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
-from meterd.timespec import Seconds
+from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
     from meterd.pipeline import AsyncPipeline
@@ -196,14 +195,14 @@ class AsyncMeter(AsyncCaller):
         op: str | bool | None = None,
     ) -> None:
         """See `Meter.subscribe`."""
-        flow = self._administration.subscribe(subject, plan, limits, change, when, anchor, op)
+        flow = self._subscriptions.subscribe(subject, plan, limits, change, when, anchor, op)
         await self._call("subscribe", subject, flow)
 
     async def unsubscribe(
         self, subject: Subject, plan: str, *, when: str | Instant = "now"
     ) -> None:
         """See `Meter.unsubscribe`."""
-        flow = self._administration.unsubscribe(subject, plan, when)
+        flow = self._subscriptions.unsubscribe(subject, plan, when)
         await self._call("unsubscribe", subject, flow)
 
     async def grant(

@@ -26,6 +26,7 @@ from meterd.scripts import Scripts
 from meterd.session import Session
 from meterd.shapes import Shapes
 from meterd.store import Store
+from meterd.subscriptions import Subscriptions
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
 
 _log = logging.getLogger("meterd")
@@ -105,6 +106,7 @@ class MeterBase:
         )
         self._administration = Administration(self._operations)
         self._forgetting = Forgetting(self._administration)
+        self._subscriptions = Subscriptions(self._operations)
         self._shapes = Shapes(self._operations)
         self._manual = clock is not None
         self._holds = Holds(self._operations)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from meterd.administration import Instant
 from meterd.base import Costs, default_url
 from meterd.batch import Item, all_or_error, calls_of
 from meterd.caller import Caller
@@ -18,7 +17,7 @@ from meterd.lease import Lease
 from meterd.limiter import Limiter
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
-from meterd.timespec import Seconds
+from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
     from meterd.pipeline import Pipeline
@@ -230,12 +229,12 @@ class Meter(Caller):
 
         `change`: "keep" what was used, or "reset" (the plan's pools start a new period now).
         """
-        flow = self._administration.subscribe(subject, plan, limits, change, when, anchor, op)
+        flow = self._subscriptions.subscribe(subject, plan, limits, change, when, anchor, op)
         self._call("subscribe", subject, flow)
 
     def unsubscribe(self, subject: Subject, plan: str, *, when: str | Instant = "now") -> None:
         """Takes a plan away; its group falls back to its default plan, if it has one."""
-        self._call("unsubscribe", subject, self._administration.unsubscribe(subject, plan, when))
+        self._call("unsubscribe", subject, self._subscriptions.unsubscribe(subject, plan, when))
 
     def grant(
         self,

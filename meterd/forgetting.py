@@ -9,7 +9,7 @@ from meterd.administration import Administration
 from meterd.errors import PolicyError, ScriptError
 from meterd.flow import Flow
 from meterd.keys import Path, Subject
-from meterd.operations import Needs
+from meterd.needs import Needs
 
 _log = logging.getLogger("meterd")
 _MANY = 200  # keys of one call

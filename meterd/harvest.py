@@ -20,7 +20,8 @@ from meterd.compile import ABSENT
 from meterd.errors import MeterdError, PolicyError, ScriptError, Unavailable
 from meterd.flow import Flow
 from meterd.keys import Path, decode_segment
-from meterd.operations import Needs, Operations
+from meterd.needs import Needs
+from meterd.operations import Operations
 from meterd.roles import Joining
 from meterd.tags import TAGS
 from meterd.timespec import refuse

@@ -22,7 +22,8 @@ from meterd.errors import (
 )
 from meterd.flow import Flow, Sleep
 from meterd.keys import Path, Subject
-from meterd.operations import Needs, Operations, decode, new_op
+from meterd.needs import Needs
+from meterd.operations import Operations, decode, new_op
 from meterd.policy import MAX_PER_MS
 from meterd.result import Code, Decision
 from meterd.roles import Joining

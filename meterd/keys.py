@@ -144,6 +144,11 @@ class PartitionKeys(NamedTuple):
     due: bytes
 
 
+def leaf(path: Path) -> Path:
+    """The last level alone: verbs that set something touch one record."""
+    return Path(path.segments, (path.keys[-1],), path.root, path.tag)
+
+
 class Keyspace:
     """Every key of one store, that is, of one prefix."""
 

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from meterd import wire
@@ -24,6 +23,7 @@ from meterd.errors import (
 )
 from meterd.flow import Flow, Sleep
 from meterd.keys import Keyspace, Path, Subject
+from meterd.needs import Needs, due_steps
 from meterd.result import Code, Decision
 from meterd.roles import Joining, Moving, Pinned
 from meterd.scripts import READ_ONLY
@@ -37,26 +37,6 @@ _ROUNDS = 12  # how often a script may ask for something before we believe that 
 _HINTS = 8192
 
 Clock = Callable[[], int] | None
-
-
-@dataclass(slots=True)
-class Needs:
-    """What a repeated call brings along."""
-
-    policies: dict[bytes, bytes] = field(default_factory=dict)
-    # (level, the policy it has) -> (the policy to read it by, the one it becomes)
-    moves: dict[tuple[int, bytes], tuple[bytes, bytes]] = field(default_factory=dict)
-    revision: int = -1  # of the catalog that the moves lead to
-    holds: set[int] = field(default_factory=set)  # levels whose open holds are declared
-    shared: bool = False  # the partition's keys are declared
-
-    def packed(self) -> bytes:
-        return wire.extra(self.policies, self.moves, self.holds, self.shared)
-
-    def ask(self, levels: bytes) -> None:
-        """Keys that a script asks for, by level; 0: those of the partition."""
-        self.holds.update(levels.replace(b"\0", b""))
-        self.shared = self.shared or b"\0" in levels
 
 
 class Operations:
@@ -87,6 +67,10 @@ class Operations:
 
     def now_argument(self) -> bytes:
         return b"" if self._clock is None else b"%d" % self._clock()
+
+    def now_ms(self) -> int:
+        """Now as this process sees it, to turn durations into instants."""
+        return int(time.time() * 1000) if self._clock is None else self._clock()
 
     # The verbs that charge -----------------------------------------------------------------------
 
@@ -173,7 +157,7 @@ class Operations:
                     raise
                 return fallback
             hint_key = (path.keys[-1], role.hint)
-            behind = bool(self._hinted(hint_key, role).moves)
+            behind = self._hinted(hint_key, role).leads_on
             decision = decode(reply, path, op_id, behind=behind)
             if behind and decision.allowed and verb not in READ_ONLY:
                 self._written(hint_key)
@@ -219,7 +203,7 @@ class Operations:
         shared: bool = False,
         given: Any = NOTHING,
     ) -> Flow[bytes]:
-        """The reply of a script that is neither "need" nor "stale" nor "holds".
+        """The reply of a script that is neither "need" nor "stale" nor "holds" nor "due".
 
         `holds`: levels of `path` whose holds are declared from the start; `shared`: so are the
         partition's keys.
@@ -231,19 +215,20 @@ class Operations:
         asked = False
         reply: bytes = b""
         for _ in range(_ROUNDS):
-            first = role.first()
-            if first is not None:
+            for first in (role.first(), role.also):
+                if first is None:
+                    continue
                 if entry not in READ_ONLY and not self.store.keeps(first):
                     yield from self.store.keep(first)
                 if not self.session.functions:
                     needs.policies[first.name] = first.blob
-            if needs.moves and entry not in READ_ONLY:
-                yield from self._keep_targets(needs)
+            if entry not in READ_ONLY:
+                for name in needs.targets():  # stored before any record names them
+                    yield from self.store.keep((yield from self.store.policy(name)))
             if self.store.catalog.revision != role.revision:
                 continue  # it changed while this call made things ready for the last one
-            if needs.revision != role.revision:
-                needs.moves.clear()
-                needs.revision = role.revision
+            needs.start_over(role.revision)
+            needs.revision = role.revision
             try:
                 first_reply, given = given, NOTHING
                 declared = [key for n in sorted(needs.holds) for key in self.keys.holds(path, n)]
@@ -271,6 +256,8 @@ class Operations:
                     needs.policies[name] = policy.blob
             elif status == wire.STALE:
                 yield from self._catch_up(wire.decode_stale(reply), role, needs)
+            elif status == wire.DUE:
+                yield from self._catch_up(wire.decode_due(reply), role, needs)
             elif status == wire.HOLDS:
                 needs.ask(reply[1:])  # of this moment: nothing for the next call
                 continue
@@ -285,30 +272,32 @@ class Operations:
                 return reply
             asked = True
             if status == wire.NEED and self.session.functions:
-                asked = bool(needs.moves)  # the server keeps policies by itself
+                asked = needs.leads_on  # the server keeps policies by itself
         raise ScriptError(f"{entry}: the script kept asking; last reply {reply[:40]!r}")
 
-    def _keep_targets(self, needs: Needs) -> Flow[None]:
-        """Stores what a move may lay a record out by, before any record names it."""
-        for _, to in needs.moves.values():
-            policy = yield from self.store.policy(to)
-            yield from self.store.keep(policy)
-
     def _catch_up(
-        self, stale: list[wire.Stale], role: Joining | Pinned | Moving, needs: Needs
+        self,
+        rows: Sequence[wire.Stale | wire.Due],
+        role: Joining | Pinned | Moving,
+        needs: Needs,
     ) -> Flow[None]:
-        if max(row.revision for row in stale) > self.store.catalog.revision:
+        if max(row.revision for row in rows) > self.store.catalog.revision:
             yield from self.store.refresh()
         revision = self.store.catalog.revision
-        if needs.revision != revision:
-            needs.moves.clear()
-        for row in stale:
-            target = yield from role.target(row)
-            needs.moves[row.level, row.policy] = (row.policy, target.name)
+        needs.start_over(revision)
+        for row in rows:
+            if isinstance(row, wire.Due):
+                root = role.root and row.level == 1
+                made = yield from due_steps(self.store, row, root=root)
+                needs.steps.update(made)
+                named = [row.policy, *(to for _, to, _ in made.values())]
+            else:
+                target = yield from role.target(row)
+                needs.moves[row.level, row.policy] = (row.policy, target.name)
+                named = [row.policy, target.name]
             if not self.session.functions:
-                source = yield from self.store.policy(row.policy)
-                needs.policies[row.policy] = source.blob
-                needs.policies[target.name] = target.blob
+                for name in named:
+                    needs.policies[name] = (yield from self.store.policy(name)).blob
         needs.revision = revision if self.store.catalog.revision == revision else -1
 
     def _lengthen(
@@ -320,11 +309,7 @@ class Operations:
         plans = yield from self.store.plans_of(short, current=False)
         longer = self.store.compile(plans)
         needs.policies[longer.name] = longer.blob
-        for where, (old, to) in needs.moves.items():
-            needs.moves[where] = (
-                longer.name if old == short.name else old,
-                longer.name if to == short.name else to,
-            )
+        needs.replace(short.name, longer.name)
         # Some record may be laid out by it; which one, only the script knows, so each level is
         # offered the move.
         for level in range(1, len(path.keys) + 1):
@@ -337,12 +322,13 @@ class Operations:
         found = self._hints.get(key)
         if found is None or role.hint is None or found[0] != self.store.catalog.revision:
             return Needs()
-        return Needs(dict(found[1].policies), dict(found[1].moves), found[0])
+        known = found[1]
+        return Needs(dict(known.policies), dict(known.moves), found[0], steps=dict(known.steps))
 
     def brings_something(self, path: Path, role: Joining | Pinned) -> bool:
         """Whether a call has to bring along what its record needs."""
         needs = self._hinted((path.keys[-1], role.hint), role)
-        return bool(needs.moves or needs.policies)
+        return needs.leads_on or bool(needs.policies)
 
     def _written(self, key: tuple[bytes, str | None]) -> None:
         """An allowed charge has moved its records on, so the moves need not be brought again.
@@ -350,7 +336,7 @@ class Operations:
         Unless they were asked for again: a level that is never charged stays behind.
         """
         found = self._hints.get(key)
-        if found is None or not found[1].moves or key in self._insisting:
+        if found is None or not found[1].leads_on or key in self._insisting:
             return
         if len(self._insisting) >= _HINTS:
             self._insisting.clear()

@@ -277,6 +277,34 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanChange:
+    """A change of plans that waits for its instant, `at_ms` (epoch ms).
+
+    `plan`: the id of the plan that the group will have; None: its plan is taken away, and the
+    group's default, if there is one, takes its place. `change`: "keep", "reset" or "prorate".
+    """
+
+    group: str
+    plan: str | None
+    at_ms: int
+    change: str
+
+    @property
+    def at(self) -> datetime:
+        """`at_ms` as an aware UTC datetime."""
+        return instant(self.at_ms)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "group": self.group,
+            "plan": self.plan,
+            "at": self.at.isoformat(),
+            "change": self.change,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class HoldState:
     """An open hold: when it ends by itself, and its amounts by cost name.
 
@@ -308,6 +336,7 @@ class Level:
 
     `stored`: it has a record; else these are the plans it would join. `holds`: those that end
     first, at most 100; `open_holds`: how many there are. `grants`: by pool, in burn order.
+    `pending`: changes of plans to come, the next one first.
     """
 
     subject: Subject
@@ -317,6 +346,7 @@ class Level:
     holds: tuple[HoldState, ...] = ()
     open_holds: int = 0
     grants: tuple[Grant, ...] = ()
+    pending: tuple[PlanChange, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -327,6 +357,7 @@ class Level:
             "stored": self.stored,
             "holds": [hold.as_dict() for hold in self.holds],
             "open_holds": self.open_holds,
+            "pending": [change.as_dict() for change in self.pending],
         }
 
 

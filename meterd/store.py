@@ -384,14 +384,18 @@ class Store:
             if current and not private and name in self.catalog.plans:
                 found.append(self.catalog.plans[name])
                 continue
-            plan = self._definitions.get(digest)
-            if plan is None:
-                raw = yield from self._fetch(b"d" + digest)
-                if raw is None:
-                    raise ScriptError(f"the definition of plan {name!r} is missing from the store")
-                plan = self._definitions[digest] = plan_from_bytes(raw)
-            found.append(plan)
+            found.append((yield from self.definition(name, digest)))
         return found
+
+    def definition(self, name: str, digest: bytes) -> Flow[Plan]:
+        """A plan as it was defined under that hash."""
+        plan = self._definitions.get(digest)
+        if plan is None:
+            raw = yield from self._fetch(b"d" + digest)
+            if raw is None:
+                raise ScriptError(f"the definition of plan {name!r} is missing from the store")
+            plan = self._definitions[digest] = plan_from_bytes(raw)
+        return plan
 
     def context(self, join: str | None) -> bytes:
         """What a script has to know of the catalog."""

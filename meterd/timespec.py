@@ -27,6 +27,7 @@ DAY_MS: Final = UNIT_MS["d"]
 MAX_DURATION_MS: Final = 366_000 * DAY_MS
 
 Seconds = float | str | timedelta  # what `ttl`, `timeout` and `wait` take
+Instant = datetime | timedelta | str  # what `expires`, `anchor` and `when` take
 
 _TEXT: Final = re.compile(r"([0-9]{1,15})(ms|s|m|h|d|w)", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

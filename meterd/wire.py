@@ -20,14 +20,14 @@ from meterd import policy_checks as checks
 from meterd.errors import PolicyError, ScriptError
 from meterd.grant import Grant
 from meterd.keys import Path
-from meterd.result import Code, Decision, LimitState, Source
+from meterd.result import Code, Decision, LimitState, PlanChange, Source
 from meterd.timespec import shown
 
 MAX_AMOUNT = 10**15
 MAX_OP_BYTES = 128
 NONE = -(2.0**53)
 
-DECIDED, REPLAYED, NEED, STALE, CONFLICT, DONE, UNKNOWN, HOLDS = range(8)
+DECIDED, REPLAYED, NEED, STALE, CONFLICT, DONE, UNKNOWN, HOLDS, DUE = range(9)
 _CODES = (
     Code.OK,
     Code.NO_PLAN,
@@ -139,19 +139,23 @@ def extra(
     moves: Mapping[tuple[int, bytes], tuple[bytes, bytes]],
     holds: Collection[int] = (),
     shared: bool = False,
+    steps: Mapping[tuple[int, bytes, str], tuple[int, bytes, str]] | None = None,
 ) -> bytes:
     """What a repeated call brings along; empty if there is nothing.
 
     `holds`: the levels whose holds are declared, two keys each behind all others. `shared`: the
-    partition's keys are, behind these.
+    partition's keys are, behind these. `steps`: level, policy and group of a change that is due ->
+    when that was, the policy it leads to, its pools.
     """
-    if not policies and not moves and not holds and not shared:
+    if not (policies or moves or holds or shared or steps):
         return b""
     value: dict[str, Any] = {}
     if policies:
         value["p"] = dict(policies)
     if moves:
         value["m"] = [[*where, *becomes] for where, becomes in moves.items()]
+    if steps:
+        value["c"] = [[*where, *becomes] for where, becomes in steps.items()]
     if holds:
         value["h"] = sorted(holds)
     if shared:
@@ -200,6 +204,39 @@ def decode_harvest(reply: bytes) -> Harvested:
 def numbers(of: Collection[int]) -> bytes:
     """Numbers of records (from 0) as `harvest` takes them."""
     return b"".join([struct.pack("<H", n + 1) for n in of])
+
+
+class DueChange(NamedTuple):
+    """A change of plans whose instant has come. `plan` is empty where one is taken away."""
+
+    group: str
+    at_ms: int
+    plan: str
+    definition: bytes  # of a private plan; else empty
+
+
+class Due(NamedTuple):
+    """What is due in a record, in order; `policy` is what it is laid out by."""
+
+    level: int
+    policy: bytes
+    revision: int
+    changes: tuple[DueChange, ...]
+
+
+def decode_due(reply: bytes) -> list[Due]:
+    return [
+        Due(
+            int(level),
+            policy,
+            int(revision),
+            tuple(
+                DueChange(group.decode(), int(at), plan.decode(), definition)
+                for group, at, plan, definition in changes
+            ),
+        )
+        for level, policy, revision, changes in msgpack.unpackb(reply[1:], raw=True)
+    ]
 
 
 class Answer(NamedTuple):
@@ -341,6 +378,7 @@ class LevelRow(NamedTuple):
     holds: tuple[HoldRow, ...] = ()
     open_holds: int = 0  # more than `holds` where there are very many
     grants: tuple[Grant, ...] = ()
+    pending: tuple[PlanChange, ...] = ()
 
 
 def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
@@ -359,7 +397,22 @@ def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
         granted = sorted(rest.get("k") or (), key=lambda row: (row[1], row[8], row[7]))
         grants = tuple([_grant(*row) for row in granted])
         open_holds = int(rest.get("n", 0))
-        rows.append(LevelRow(level, policy, bool(stored), overrides, holds, open_holds, grants))
+        pending = [
+            PlanChange(group, plan or None, int(at), change)
+            for group, at, plan, change in rest.get("p") or ()
+        ]
+        rows.append(
+            LevelRow(
+                level,
+                policy,
+                bool(stored),
+                overrides,
+                holds,
+                open_holds,
+                grants,
+                tuple(sorted(pending, key=lambda change: (change.at_ms, change.group))),
+            )
+        )
     return rows
 
 

@@ -52,7 +52,7 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
     end
   end
   local manual = now_text ~= ""
-  local seen, status, instant = record.open(keys, values, 1, context, extra, now, manual, mover)
+  local seen, status, instant = open_records(keys, values, 1, context, extra, now, manual, mover)
   if with_op then
     local answer = op.find(values[2], op_text, seen or instant)
     if answer then
@@ -91,47 +91,43 @@ function assign.rearm(level, name, now)
   level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
 end
 
--- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the
--- instant from which its boundaries count. Returns true if it begins anew.
-local function adapt_pool(L, before, s, now, reset, anchor)
-  if reset then
-    before:close(now, L.mode == 0 and (anchor or now) or s.anchor, s)
-  end
-  before:convert(L, now, s)
-  if anchor and L.mode == 0 then
-    s.anchor = anchor
-  end
-  if reset then
-    s.start = now
-  end
-  if L.mode == 3 then
-    if reset then
-      s.start, s.fin, s.carried = 0, 0, 0
-    end
-  elseif L.unit > 0 then
-    local _, fin = calendar.period(L, s.anchor, now)
-    s.fin = fin
-  end
-  return reset
+-- When a change is to come: nil now, an instant in ms, or "period_end".
+function assign.when(text)
+  return text == "period_end" and text or assign.instant(text, "when")
 end
 
--- Gives a record the plans of the policy `to`. `pools`: the names that `reset` and `anchor` are for.
-function assign.plans(level, to, rev, now, reset, anchor, pools)
-  local anchors = {}
-  for name in pairs(pools) do
-    anchors[name] = anchor
+-- Names joined by commas as {name = true}.
+function assign.names(text)
+  local names = {}
+  for _, name in ipairs(text ~= "" and split_names(text) or {}) do
+    names[name] = true
   end
-  if not level.rec then
-    record.fresh(level, to, rev, now, 0, anchors)
-    return
+  return names
+end
+
+-- The pools of the plan that a record may leave, by the record's policy: msgpack {policy = names}.
+function assign.leaving(text)
+  local readable, by_policy = pcall(munpack, text)
+  if text == "" then
+    return {}
+  elseif not readable or type(by_policy) ~= "table" then
+    bad("leaving: a msgpack map of names by policy")
   end
-  level.flags = level.flags - level.flags % LISTED -- no longer a record of first sight
-  record.convert(level, to, level.var and level.var.o, rev, now, anchors, function(L, before, s)
-    if L.kind == POOL and pools[L.name] and (reset or anchor) then
-      return adapt_pool(L, before, s, now, reset, anchor)
+  for fp, names in pairs(by_policy) do
+    if type(fp) ~= "string" or type(names) ~= "string" then
+      bad("leaving: a msgpack map of names by policy")
     end
-    before:convert(L, now, s)
-  end)
+    by_policy[fp] = assign.names(names)
+  end
+  return by_policy
+end
+
+-- The instant after now at which the change is to come; nil: now.
+function assign.later(level, when, leaving, now)
+  if when == "period_end" then
+    return level.rec and change.boundary(level, leaving[level.fp] or {}, now)
+  end
+  return when and when > now and when or nil
 end
 
 -- Changes or clears (fields nil) the override of one limit.

@@ -16,6 +16,7 @@ local MAX_COUNTER = 9000000000000000 -- 9 * 10^15: what a counter may hold
 -- First byte of an answer; 0, decided, is written where the answer is packed.
 local STATUS_REPLAY, STATUS_NEED, STATUS_STALE = "\1", "\2", "\3"
 local STATUS_CONFLICT, STATUS_DONE, STATUS_UNKNOWN, STATUS_HOLDS = "\4", "\5", "\6", "\7"
+local STATUS_DUE = "\8"
 
 -- A limit in hand: its state, and what the call does with it. These tables are reused from call to call,
 -- so that nothing is allocated per limit; a call reads only what it has filled.

@@ -367,7 +367,7 @@ function charge.read(keys, args, values, now, unasked)
       values = call("MGET", spread(keys, 1, total))
     end
   end
-  local seen, status, instant = record.open(keys, values, count, context, extra, now, manual)
+  local seen, status, instant = open_records(keys, values, count, context, extra, now, manual)
   if with_op and not unasked then
     -- A stored answer is older than any plan change: it counts before what the records need.
     local answer = op.find(values[count + 1], args[5], seen or instant)

@@ -33,7 +33,7 @@ end
 -- Harvests the record under keys[1]; `keys` and `extra` as of a call that names its holds, or does not, and the keys of
 -- the partition. Returns how many entries that made; nil and a status if it is left as it is.
 function crop.record(keys, value, context, extra, now, manual)
-  local seen, status = record.open(keys, { value }, 1, context, extra, now, manual)
+  local seen, status = open_records(keys, { value }, 1, context, extra, now, manual)
   if not seen then
     return nil, status
   end

@@ -40,7 +40,7 @@ function event.charged(L, s)
   local use, total = use_and_total(L, s)
   local bit = FIRST_WARN
   for _, millionths in ipairs(L.warn_at) do
-    if not set(s.marks, bit) and use >= share(millionths, total) then
+    if not set(s.marks, bit) and use >= part_of(millionths, total) then
       s.marks = s.marks + bit
       say(L, s, "warn", fraction(millionths))
     end
@@ -83,7 +83,7 @@ function event.rearm(L, s)
   local use, total = use_and_total(L, s)
   local marks, bit = 0, FIRST_WARN
   for _, millionths in ipairs(L.warn_at) do
-    if set(s.marks, bit) and use >= share(millionths, total) then
+    if set(s.marks, bit) and use >= part_of(millionths, total) then
       marks = marks + bit
     end
     bit = bit * 2

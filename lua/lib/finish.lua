@@ -206,8 +206,8 @@ function finish.split(entry, names)
   return kept, concat(all, ",")
 end
 
--- Changes an open hold in every level by `change(entry, now)`.
-function finish.change(keys, args, id, change)
+-- Changes an open hold in every level by `alter(entry, now)`.
+function finish.change(keys, args, id, alter)
   local count, now = charge.read(keys, args)
   if not count then
     return now
@@ -220,7 +220,7 @@ function finish.change(keys, args, id, change)
   for i = 1, count do
     slices[i] = nil
     if entries[i] then
-      change(entries[i], now)
+      alter(entries[i], now)
       finish.keep(i, id, entries[i], now, true)
     else
       levels[i].fresh, levels[i].moved = false, false

@@ -202,13 +202,18 @@ function grants.read(level, rows, at)
   level.grants = list
 end
 
--- How many bytes the digest at that place takes.
-function grants.digest_size(rec, at)
-  local pools = byte(rec, at)
-  if not pools then
-    error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+-- Where a record's variable part begins, and its digest of grants (nil: there is none); `at`: the end of its states.
+function grants.behind(level, at)
+  local digest
+  at = at + (has(level.flags, TTL) and 6 or 0) + (has(level.flags, HOLDS) and 6 or 0)
+  if has(level.flags, GRANTS) then
+    local pools = byte(level.rec, at)
+    if not pools then
+      error("METERD-LAYOUT a record of " .. #level.rec .. " bytes", 0)
+    end
+    digest, at = at, at + 1 + 22 * pools
   end
-  return 1 + 22 * pools
+  return at, digest
 end
 
 -- Lets go of what is over and of what has nothing to give or get any more. Returns whether there was any.

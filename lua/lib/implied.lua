@@ -17,19 +17,17 @@ function implied.pools(level, parsed)
   return names[1] and policy.implying(parsed, names) or parsed
 end
 
--- The policy of a record that was read, with the pools that its grants imply. `at`: where it says what
--- follows its states.
-function implied.read(level, parsed)
-  local rec, at = level.rec, parsed.tail
-  local count = byte(rec, at)
+-- The policy of that name as this record is laid out by it: with the pools that its grants imply. Nil: it is not at
+-- hand.
+function implied.laid_out(level, fp, blobs)
+  local parsed = policy.get(fp, blobs)
+  if not parsed or level.flags < IMPLIED then
+    return parsed
+  end
+  local count = byte(level.rec, parsed.tail)
   if not count then
-    error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+    error("METERD-LAYOUT a record of " .. #level.rec .. " bytes", 0)
   end
-  at = at + 1 + count * SIZES[POOL]
-  at = at + (has(level.flags, TTL) and 6 or 0) + (has(level.flags, HOLDS) and 6 or 0)
-  if has(level.flags, GRANTS) then
-    at = at + grants.digest_size(rec, at)
-  end
-  local names = munpack(sub(rec, at)).i
-  return policy.implying(parsed, names)
+  local at = grants.behind(level, parsed.tail + 1 + count * SIZES[POOL])
+  return policy.implying(parsed, munpack(sub(level.rec, at)).i)
 end

@@ -188,17 +188,18 @@ local function first_boundary(L, c, now, s)
   if fin == NEVER then
     return NONE
   end
-  local need = c - L.overage - L.limit -- what has to be carried in
+  local limit = L.renewed or L.limit -- from the next period on
+  local need = c - L.overage - limit -- what has to be carried in
   if fin == 0 or L.mode == 3 then
     return need <= 0 and fin > 0 and fin or NONE
   end
   local carried = closing(L, s, 1)
   local k = 1
   if carried < need then
-    if need > L.rollover or L.limit == 0 then
+    if need > L.rollover or limit == 0 then
       return NONE
     end
-    k = 1 + ceil((need - carried) / L.limit)
+    k = 1 + ceil((need - carried) / limit)
   end
   local at = calendar.later(L, s.anchor, fin, k)
   return at and at - now <= CENTURY and at or NONE

@@ -39,11 +39,40 @@ function request.context(text)
   return known
 end
 
+local function is_level(value)
+  return value == 1 or value == 2 or value == 3 or value == 4
+end
+
+-- {level = {from .. group = {at, to, pools}}} of {{level, from, group, at, to, pools}, ...}.
+local function read_steps(list)
+  local steps = {}
+  for _, step in ipairs(type(list) == "table" and list or { false }) do
+    local level, from, group, at, to, names = nil, nil, nil, nil, nil, nil
+    if type(step) == "table" and #step == 6 then
+      level, from, group, at, to, names = spread(step)
+    end
+    local texts = type(from) == "string" and type(group) == "string" and type(to) == "string"
+    if not (texts and is_level(level) and #from == 8 and #to == 8 and find(group, "^[%w_.-]+$"))
+      or type(at) ~= "number" or type(names) ~= "string" then
+      bad("extra: a step is level, from, group, at, to, pools")
+    end
+    local pools = {}
+    for _, name in ipairs(names ~= "" and split_names(names) or {}) do
+      pools[name] = true
+    end
+    steps[level] = steps[level] or {}
+    steps[level][from .. group] = { at = at, to = to, pools = pools }
+  end
+  return steps
+end
+
 -- What a repeated call brings along: {p = {policy name = bytes}, m = {{level, from, old, to}, ...},
--- h = {level, ...}, e = 1}. The keys of these levels' holds stand at the end of KEYS, two for each; with e three
--- more come after them: events, outbox and index of the partition. `behind`: how many keys that makes.
+-- c = {{level, from, group, at, to, pools}, ...}, h = {level, ...}, e = 1}. The keys of these levels' holds stand at
+-- the end of KEYS, two for each; with e three more come after them: events, outbox and index of the partition.
+-- `behind`: how many keys that makes.
 -- A move says: the record of that level, if laid out by `from`, is read by the definitions of `old` and
--- becomes one of `to`. A level may be offered several, for what its record may have become.
+-- becomes one of `to`. A level may be offered several, for what its record may have become. A step: the change of
+-- `group` that is due at `at` in a record laid out by `from` makes it one of `to`; `pools`: those of the plan.
 function request.extra(text)
   if text == "" then
     return NOTHING
@@ -64,8 +93,7 @@ function request.extra(text)
       bad("extra: moves are a list")
     end
     for _, move in ipairs(extra.m) do
-      local level = type(move) == "table" and #move == 4 and move[1]
-      if level ~= 1 and level ~= 2 and level ~= 3 and level ~= 4 then
+      if type(move) ~= "table" or #move ~= 4 or not is_level(move[1]) then
         bad("extra: a move is level, from, old, to")
       end
       for i = 2, 4 do
@@ -78,13 +106,16 @@ function request.extra(text)
     end
     extra.m = moves
   end
+  if extra.c ~= nil then
+    extra.c = read_steps(extra.c)
+  end
   if extra.h ~= nil then
     local before = 0
     if type(extra.h) ~= "table" or #extra.h < 1 or #extra.h > 4 then
       bad("extra: holds are a list of levels")
     end
     for _, level in ipairs(extra.h) do
-      if level ~= 1 and level ~= 2 and level ~= 3 and level ~= 4 or level <= before then
+      if not is_level(level) or level <= before then
         bad("extra: holds are a list of levels, the first one first")
       end
       before = level

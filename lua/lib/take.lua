@@ -71,7 +71,7 @@ end
 
 -- What a fraction of a total comes to, in millionths: the least use that reaches it. Exact, for the product is
 -- summed in limbs.
-local function share(millionths, total)
+local function part_of(millionths, total)
   local low = total % 1000000
   return (total - low) / 1000000 * millionths + ceil(low * millionths / 1000000)
 end
@@ -84,7 +84,7 @@ local function next_mark(L, marks, total)
   local at, bit = marks % 2 == 0 and total or huge, FIRST_WARN
   for _, millionths in ipairs(L.warn_at) do
     if marks % (bit * 2) < bit then
-      at = min(at, share(millionths, total))
+      at = min(at, part_of(millionths, total))
     end
     bit = bit * 2
   end

@@ -169,6 +169,7 @@ def test_json(meter: AnyMeter, allowed: Decision, refused: Decision) -> None:
             "stored": True,
             "holds": [],
             "open_holds": 0,
+            "pending": [],
         }
     ]
     assert [limit["name"] for limit in usage["limits"]] == ["credits", "api", "export"]

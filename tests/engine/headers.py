@@ -158,7 +158,7 @@ def _statuses(returns: str) -> frozenset[int]:
     if returns.startswith("as consume"):
         return header("consume").statuses
     if returns.startswith(("a status: ", "status ", "a string; its first byte is the status:")):
-        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-7]) [a-z]+", returns))
+        return frozenset(int(n) for n in re.findall(r"(?:^|[ ,])([0-8]) [a-z]+", returns))
     assert re.match(r"1 if |how many", returns), returns
     return frozenset()
 

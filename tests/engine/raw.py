@@ -107,7 +107,7 @@ def assert_well_formed(entry: str, reply: Any) -> None:
     assert isinstance(reply, bytes)
     assert reply
     status = reply[0]
-    assert status <= wire.HOLDS, reply
+    assert status <= wire.DUE, reply
     if status == wire.NEED:
         assert len(reply) > 1
         assert (len(reply) - 1) % 8 == 0
@@ -127,6 +127,8 @@ def assert_well_formed(entry: str, reply: Any) -> None:
             assert answer.end() == len(reply)
     elif status == wire.REPLAYED:
         assert reply[1:] == bytes([wire.DONE])
+    elif status == wire.DUE:
+        assert wire.decode_due(reply)
     elif status == wire.HOLDS:
         assert sorted(set(reply[1:]) & set(range(1, 5))) == list(reply[1:]) != []
     else:
@@ -200,9 +202,22 @@ class World:
             **self.of_holds(levels, charge, now, context),
             "subscribe": (
                 [self.leaf, *([self.op] if op else []), *above],
-                [now, context, b"reset", b"", b"credits", op_argument, self.move_leaf()],
+                [
+                    *(now, context, b"reset", b"", b"credits", op_argument, self.move_leaf()),
+                    *(
+                        b"period_end",
+                        b"base",
+                        b"pro",
+                        b"",
+                        self.laid_out[self.leaf],
+                        self.leaving(),
+                    ),
+                ],
             ),
-            "unsubscribe": ([self.leaf, *above], [now, context, self.move_leaf()]),
+            "unsubscribe": (
+                [self.leaf, *above],
+                [now, context, self.move_leaf(), b"period_end", b"base", self.leaving()],
+            ),
             "override": (
                 [self.leaf, *above],
                 [
@@ -247,6 +262,11 @@ class World:
         """Extra for the verbs that name one record: the leaf, moved to what it is."""
         source = self.laid_out[self.leaf]
         return extra(self.policies, [1, source, source, source])
+
+    def leaving(self) -> bytes:
+        """That the leaf leaves a plan with this pool."""
+        packed: bytes = msgpack.packb({self.laid_out[self.leaf]: "credits"}, use_bin_type=False)
+        return packed
 
 
 @contextmanager
@@ -299,6 +319,23 @@ def _is_context(text: bytes) -> bool:
     return 12 <= len(text) <= 76 and (rest == b"" or _is_name(rest))
 
 
+def _is_leaving(text: bytes) -> bool:
+    if not text:
+        return True
+    reader = msgpack.Unpacker(raw=True, strict_map_key=False)
+    reader.feed(text)
+    try:
+        found = reader.unpack()
+    except (ValueError, msgpack.exceptions.UnpackException):
+        return False
+    return isinstance(found, dict) and all(
+        isinstance(key, bytes)
+        and isinstance(names, bytes)
+        and (names == b"" or all(map(_is_name, names.split(b","))))
+        for key, names in found.items()
+    )
+
+
 VALID: dict[str, Any] = {
     "now": _is_instant,
     "context": _is_context,
@@ -306,7 +343,13 @@ VALID: dict[str, Any] = {
     "amounts": _is_amounts,
     "op": lambda t: t == b"" or (len(t) == 22 and t[16:] != bytes(6)),
     "extra": lambda _: True,  # what it must not be has a table of its own
-    "change": lambda t: t in (b"keep", b"reset"),
+    "change": lambda t: t in (b"keep", b"reset", b"prorate"),
+    "when": lambda t: t == b"period_end" or _is_instant(t),
+    "group": lambda t: t == b"" or _is_name(t),
+    "plan": _is_name,
+    "definition": lambda t: len(t) in (0, 8),
+    "before": lambda t: len(t) in (0, 8),
+    "leaving": _is_leaving,
     "anchor": _is_instant,
     "pools": lambda t: t == b"" or all(map(_is_name, t.split(b","))),
     "name": _is_name,

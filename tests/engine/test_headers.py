@@ -32,6 +32,7 @@ STATUS = {
     wire.DONE: "done",
     wire.UNKNOWN: "unknown",
     wire.HOLDS: "holds",
+    wire.DUE: "due",
 }
 HOLDERS = {
     "reserve",
@@ -156,7 +157,7 @@ def test_whoever_opens_a_record_asks_for_holds_that_have_expired(sent: workload.
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_statuses_have_the_words_that_go_with_them(entry: str) -> None:
     for number, word in re.findall(
-        r"(?:^|[ ,])([0-7]) ([a-z]+)", header(entry).returns.split("(")[0]
+        r"(?:^|[ ,])([0-8]) ([a-z]+)", header(entry).returns.split("(")[0]
     ):
         if entry not in ("apply",) and word not in ("and",):
             assert word == STATUS[int(number)] or (int(number), word) in (

@@ -77,6 +77,7 @@ def test_every_status_and_code() -> None:
         "done": wire.DONE,
         "unknown": wire.UNKNOWN,
         "holds": wire.HOLDS,
+        "due": wire.DUE,
     }
     assert {row[1]: int(row[0]) for row in table("status")} == words
     assert {row[1]: int(row[0]) for row in table("code")} == {

@@ -149,6 +149,31 @@ def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) ->
         verb()
 
 
+def come(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
+    """Every verb comes upon a change of plans that is due."""
+    for verb in (
+        lambda: meter.check(subject, "credits"),
+        lambda: meter.consume(subject, "api"),
+        lambda: meter.report(subject, "credits", 2, op=f"z{len(subject)}"),
+        lambda: meter.refund(subject, "credits"),
+        lambda: meter.usage(subject),
+        lambda: meter.reserve(subject, "jobs"),
+        lambda: meter.hold(subject, "none").release(),
+        lambda: meter.subscribe(subject, "pro", change="prorate", when="period_end"),
+        lambda: meter.subscribe(subject, "pro", op=f"w{len(subject)}", when="9d"),
+        lambda: meter.unsubscribe(subject, "pro", when="period_end"),
+        lambda: meter.override(subject, "credits", limit=900),
+        lambda: meter.adjust(subject, "credits", used=40),
+    ):
+        meter.subscribe(subject, "free", when="9d", change="reset")
+        meter.subscribe(subject, "pro", change="prorate", when="1ms")
+        if clock is None:
+            time.sleep(0.003)
+        else:
+            clock.now_ms += 1
+        verb()
+
+
 def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
     """Every verb that sets something, on a seen subject and on unseen ones."""
     below = (root, "team", "ana")
@@ -168,6 +193,8 @@ def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
         meter.set_meta(subject, {"more": None})
         with contextlib.suppress(MeterdError):
             meter.adjust(subject, "nonsense", used=1)
+    for subject in ((root,), (root, "team"), below):
+        come(meter, subject, clock)
     meter.unsubscribe((root, "nobody"), "pro")
     meter.hold((root, "nobody"), "none").release()
     charge(meter, root)

@@ -65,6 +65,18 @@ WRONG: dict[str, list[bytes]] = {
             )
         ),
         *(
+            msgpack.packb({"c": steps}, use_bin_type=False)
+            for steps in (
+                1, "1", [1], [[]], [[1]], [[1, SOME, "base", 5, SOME]],
+                [[1, SOME, "base", 5, SOME, "", 1]],
+                [[1, SOME, "a b", 5, SOME, ""]], [[1, SOME, "", 5, SOME, ""]],
+                [[1, SOME[1:], "base", 5, SOME, ""]], [[1, SOME, "base", 5, SOME[1:], ""]],
+                [[1, SOME, "base", "5", SOME, ""]], [[1, SOME, "base", 5, SOME, 5]],
+                [[1, SOME, 5, 5, SOME, ""]], [[1, SOME, "base", 5, SOME, "a,,b"]],
+                *([[level, SOME, "base", 5, SOME, ""]] for level in (*NUMBERS.values(), 0, 5, "1")),
+            )
+        ),
+        *(
             msgpack.packb({"h": held})
             for held in (
                 1, "1", [], {}, {"a": 1}, [0], [5], [1, 1], [2, 1], [1, 2, 3, 4, 4], ["1"], [[1]],
@@ -72,7 +84,15 @@ WRONG: dict[str, list[bytes]] = {
             )
         ),
     ],
-    "change": [b"", b"KEEP", b"resets", b"prorate", b"keep\x00"],
+    "change": [b"", b"KEEP", b"resets", b"prorated", b"keep\x00"],
+    "when": [*TEXTS, b"9" * 15, b"now", b"period end"],
+    "group": [*NAMES[1:], b"a,b", b"*"],
+    "plan": [*NAMES, b"a,b", b"*"],
+    "definition": [b"x", b"x" * 7, b"x" * 9],
+    "before": [b"x", b"x" * 7, b"x" * 9],
+    "leaving": [
+        b"\xc1", b"5", *map(msgpack.packb, (5, None, "p", [5], {"p": 1}, {1: "p"}, {"p": "a,,b"})),
+    ],
     "anchor": [*TEXTS, b"9" * 15],
     "pools": [name for name in NAMES if name],
     "name": [*NAMES, b"credits,api", b"*"],

@@ -61,7 +61,7 @@ FLOWS = {
     "consume": lambda m: m._operations.charge("consume", "seen", "credits", 1, None, None, 0),
     "consume-op": lambda m: m._operations.charge("consume", "seen", "credits", 1, "x", None, 0),
     "usage": lambda m: m._administration.usage("seen", None),
-    "subscribe": lambda m: m._administration.subscribe(
+    "subscribe": lambda m: m._subscriptions.subscribe(
         "seen", "credits", (), "keep", "now", None, None
     ),
     "override": lambda m: m._administration.override("seen", "credits", None, False, {"limit": 1}),

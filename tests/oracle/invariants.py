@@ -9,17 +9,19 @@ from tests.oracle.granting import MAX_EMPTY, MAX_GRANTS
 from tests.oracle.holds import Part
 from tests.oracle.limits import PoolSpec
 from tests.oracle.model import Oracle
-from tests.oracle.records import Record, settled
+from tests.oracle.records import Record
 from tests.oracle.slots import SlotsSpec
 
 
 def check(model: Oracle, now: int, *, charged_only: bool = False) -> None:
     """Of every stored level. `charged_only`: nothing was refunded, adjusted or redefined."""
     for level in model.levels.records.values():
-        for record in level.values():
-            check_record(settled(record, max(now, record.seen)), max(now, record.seen))
+        for path, record in level.items():
+            then = max(now, record.seen)
+            settled = model.levels.settled(path, record, then)
+            check_record(settled, then)
             if charged_only:
-                check_shares(settled(record, max(now, record.seen)), max(now, record.seen))
+                check_shares(settled, then)
 
 
 def check_record(record: Record, now: int) -> None:
@@ -38,6 +40,10 @@ def check_record(record: Record, now: int) -> None:
             else:
                 assert not part.shares
     check_grants(record, now)
+    assert all(waiting.at > now for waiting in record.pending.values())
+    for name, share in record.shares.items():
+        assert share.end == record.state(name, now).end > now
+        assert share.differs != 0
     for name, spec in record.specs.items():
         state = record.state(name, now)
         assert spec.figures(state, now).used >= 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.oracle import records
+from tests.oracle.changes import Waiting
 from tests.oracle.plans import Catalog
 from tests.oracle.records import Record
 from tests.oracle.requests import Path
@@ -48,7 +49,37 @@ class Levels:
         record = self.records.get(path[0], {}).get(path)
         if record is None or not record.first_sight or not self.expire_first_sight:
             return record
-        return None if records.settled(record, now).as_new(now) else record
+        return None if self.settled(path, record, now).as_new(now) else record
+
+    def settled(self, path: Path, record: Record, now: int) -> Record:
+        """The record after all that came by itself up to now."""
+
+        def change(before: Record, group: str, at: int) -> Record:
+            return self.after_change(path, before, group, at)
+
+        return records.settled(record, now, change)
+
+    def after_change(self, path: Path, record: Record, group: str, at: int) -> Record:
+        """The record after the change that waits in a group, by what the catalog says by now."""
+        waiting = record.pending.pop(group)
+        plans = {other: plan for other, plan in record.plans.items() if other != group}
+        own: frozenset[str] = frozenset()
+        if waiting.plan is not None:
+            plans[group] = waiting.plan
+            named = isinstance(waiting.plan, str)
+            plan = self.catalog.plan(waiting.plan) if named else waiting.plan
+            own = frozenset(limit.name for limit in plan.includes)
+        if len(path) == 1:
+            plans = self.joined(plans, None)
+        return self.converted(
+            record,
+            plans,
+            at,
+            own=own,
+            anchor_ms=waiting.anchor_ms,
+            reset=waiting.change == "reset",
+            prorate=waiting.change == "prorate",
+        )
 
     def views(self, path: Path, join: str | None, now: int) -> list[View]:
         if join is not None:
@@ -68,13 +99,14 @@ class Levels:
             made = records.fresh(plans, base, self.catalog.revision, now)
             made.first_sight = True
             return View(path, made, changed=True, fresh=True)
-        record = records.settled(stored, now)
+        record = self.settled(path, stored, now)
+        changed = record.pending != stored.pending
         outdated = record.revision != self.catalog.revision
         plans = record.plans
         if len(path) == 1:
             plans = self.joined(plans, join, defaults=outdated)
         if not outdated and plans == record.plans:
-            return View(path, record)
+            return View(path, record, changed)
         return View(path, self.converted(record, plans, now), changed=True)
 
     def joined(
@@ -101,12 +133,25 @@ class Levels:
     def settable(self, path: Path, now: int) -> tuple[Record, dict[str, Any]]:
         """The level's record, or a new empty one, and the plans that it is going to hold."""
         stored = self.stored(path, now)
-        plans: dict[str, Any] = {} if stored is None else dict(stored.plans)
-        if len(path) == 1 and (stored is None or stored.revision != self.catalog.revision):
+        record = None if stored is None else self.settled(path, stored, now)
+        plans: dict[str, Any] = {} if record is None else dict(record.plans)
+        if len(path) == 1 and (record is None or record.revision != self.catalog.revision):
             plans = self.joined(plans, None)
-        if stored is None:
+        if record is None:
             return records.fresh({}, {}, self.catalog.revision, now), plans
-        return records.settled(stored, now), plans
+        return record, plans
+
+    def wait(self, path: Path, group: str, waiting: Waiting, now: int) -> None:
+        """Let a change wait, in the place of the one that did."""
+        stored = self.stored(path, now)
+        if stored is None:
+            plans = self.joined({}, None) if len(path) == 1 else {}
+            base = self.catalog.merged(plans)
+            record = records.fresh(plans, base, self.catalog.revision, now)
+        else:
+            record = records.copy_of(self.settled(path, stored, now))
+        record.pending[group] = waiting
+        self.store(path, record, now, first_sight=False)
 
     def rewrite(
         self, path: Path, record: Record, plans: dict[str, Any], now: int, **options: Any

@@ -68,7 +68,10 @@ class PoolState(NamedTuple):
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """`reset`: None, a unit, or ms. `anchor`: a word, a day 1-31, or ("at", instant in ms)."""
+    """`reset`: None, a unit, or ms. `anchor`: a word, a day 1-31, or ("at", instant in ms).
+
+    `renewed`: the limit from the next period on, where that is another one.
+    """
 
     name: str
     limit: int | None
@@ -80,6 +83,7 @@ class PoolSpec:
     carry_debt: bool
     rates: tuple[tuple[str, int], ...]
     other: tuple[object, ...] = ()
+    renewed: int | None = None
     kind = "pool"
 
     # -- periods ---------------------------------------------------------------------------------
@@ -231,13 +235,14 @@ class PoolSpec:
         assert self.limit is not None, "such a pool never refuses"
         assert self.overage is not None, "such a pool never refuses"
         carried = self.carry(self.unspent(state))
-        needed = amount - self.limit - self.overage  # fits iff needed <= carried
+        limit = self.limit if self.renewed is None else self.renewed
+        needed = amount - limit - self.overage  # fits iff needed <= carried
         if needed <= carried:
             return 1
         # `carried` grows by `limit` per further period, up to `rollover` (debt shrinks to 0).
-        if needed > self.rollover or self.limit == 0 or self.first_use:
+        if needed > self.rollover or limit == 0 or self.first_use:
             return None
-        return 1 + -(-(needed - carried) // self.limit)
+        return 1 + -(-(needed - carried) // limit)
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -296,6 +301,10 @@ class PoolSpec:
     def overflows(self, state: PoolState) -> bool:
         return state.used + state.drawn + state.over + max(0, -state.carried) > MAX_COUNTER
 
+    def just_begun(self, state: PoolState, now: int) -> bool:
+        """Whether the period began at this very instant, and nothing was used of it."""
+        return state.open and state.start == now and not (state.used or state.drawn or state.over)
+
     # -- another definition ----------------------------------------------------------------------
 
     def convert(self, old: Any, state: Any, now: int) -> PoolState:
@@ -326,7 +335,7 @@ class PoolSpec:
         return state._replace(end=self.end_after(state, now))
 
     def restart(self, state: PoolState, anchor_ms: int, now: int) -> PoolState:
-        """A new period from `now`; `state` was closed under its former spec."""
+        """A new period from `now`; `state` was closed, or has only just begun."""
         if self.first_use:
             return state._replace(start=0, end=0, open=False, carried=0)
         if self.anchor == "subscription":

@@ -7,10 +7,11 @@ that raises or refuses has changed nothing. All instants are integer millisecond
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from tests.oracle.changes import OPending, Waiting, period_end
 from tests.oracle.decide import (
     Hit,
     ODecision,
@@ -30,7 +31,7 @@ from tests.oracle.holding import OHold, open_holds
 from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
 from tests.oracle.plans import check_override, merge
-from tests.oracle.records import Override
+from tests.oracle.records import Override, Record
 from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
 
 
@@ -39,13 +40,15 @@ class OUsage:
     """Every limit of every level, root first; `plans`: per level {group: plan id}, or None.
 
     `holds`: per level those that are open, the soonest to expire first. `grants`: per level those
-    in the books, by pool name in burn order.
+    in the books, by pool name in burn order. `pending`: per level the changes that wait, the next
+    one first.
     """
 
     limits: list[OLimit]
     plans: list[dict[str, str] | None]
     holds: list[list[OHold]]
     grants: list[list[OGrant]]
+    pending: list[list[OPending]]
 
 
 class Oracle(Granting):
@@ -151,22 +154,28 @@ class Oracle(Granting):
         plans: list[dict[str, str] | None] = []
         holds: list[list[OHold]] = []
         grants: list[list[OGrant]] = []
+        pending: list[list[OPending]] = []
         for view in self.levels.views(path, join, now):
             record = view.record
             holds.append([])
             grants.append([])
+            pending.append([])
             if record is None:
                 plans.append(None)
                 continue
             plans.append({group: _id_of(plan) for group, plan in record.plans.items()})
             holds[-1] = open_holds(record)
             grants[-1] = booked(record)
+            pending[-1] = [
+                OPending(group, None if w.plan is None else _id_of(w.plan), w.at, w.change)
+                for group, w in sorted(record.pending.items(), key=lambda x: (x[1].at, x[0]))
+            ]
             for name, spec in record.specs.items():
                 hit = Hit(view, spec, record.state(name, now), 1)
                 fit = spec.fits(hit.state, 1, now)
                 retry = None if fit else retry_after(hit, now)
                 limits.append(shown(hit, hit.state, now, 0, fit, retry))
-        return OUsage(limits, plans, holds, grants)
+        return OUsage(limits, plans, holds, grants, pending)
 
     def limiter(self, name: str, *limits: Any) -> OLimiter:
         """Plain rate limiting beside the catalog."""
@@ -184,21 +193,29 @@ class Oracle(Granting):
         *,
         limits: Iterable[Any] = (),
         change: str = "keep",
+        when: int | str = "now",
         anchor_ms: int | None = None,
         op: str | None = None,
         now_ms: int | None = None,
     ) -> None:
-        """`change`: "keep" or "reset". Takes effect now."""
-        if change not in ("keep", "reset"):
-            raise NotImplementedError(change)
+        """`change`: "keep", "reset" or "prorate". `when`: "now", "period_end" or an instant."""
+        if change not in ("keep", "reset", "prorate"):
+            raise PolicyError(change)
         path, private = path_of(subject), tuple(limits)
         now = self._now(path, now_ms)
-        request = ("subscribe", path, plan, private, change, anchor_ms)
+        request = ("subscribe", path, plan, private, change, when, anchor_ms)
         if self._replayed(path, op, request, now) is not None:
             return
         target = self._target(path, plan, private, now)
+        held = target if private else target.id
+        at = self._later(path, target.group, when, now)
+        if at is not None:
+            self.levels.wait(path, target.group, Waiting(at, held, change, anchor_ms), now)
+            self._remember(path, op, request, ODecision(True, "OK", None), now)
+            return
         record, plans = self.levels.settable(path, now)
-        plans[target.group] = target if private else target.id
+        plans[target.group] = held
+        record = without_pending(record, target.group)
         self.levels.rewrite(
             path,
             record,
@@ -207,8 +224,25 @@ class Oracle(Granting):
             own=frozenset(limit.name for limit in target.includes),
             anchor_ms=anchor_ms,
             reset=change == "reset",
+            prorate=change == "prorate",
         )
         self._remember(path, op, request, ODecision(True, "OK", None), now)
+
+    def _later(self, path: Path, group: str, when: int | str, now: int) -> int | None:
+        """The instant after now at which a change is to come; None: now."""
+        if isinstance(when, int):
+            return when if when > now else None
+        stored = self.levels.stored(path, now)
+        if when == "now" or stored is None:
+            return None
+        assert when == "period_end"
+        record = self.levels.settled(path, stored, now)
+        left = record.plans.get(group)
+        if left is None:
+            return None
+        plan = self.catalog.plan(left) if isinstance(left, str) else left
+        names = frozenset(limit.name for limit in plan.includes)
+        return period_end(record.specs, record.states, names, now)
 
     def _target(self, path: Path, plan: str | None, private: tuple[Any, ...], now: int) -> Any:
         """The plan to subscribe to; a retired one only for those who hold it."""
@@ -220,22 +254,32 @@ class Oracle(Granting):
             return made
         if plan is None:
             raise PolicyError("neither a plan nor limits")
-        record = self.levels.stored(path, now)
-        if record is not None and plan in record.plans.values():
+        stored = self.levels.stored(path, now)
+        if stored is not None and plan in self.levels.settled(path, stored, now).plans.values():
             return self.catalog.plan(plan)
         return self.catalog.joinable(plan)
 
-    def unsubscribe(self, subject: Subject, plan: str, *, now_ms: int | None = None) -> None:
+    def unsubscribe(
+        self, subject: Subject, plan: str, *, when: int | str = "now", now_ms: int | None = None
+    ) -> None:
         """A plan that is not held: nothing happens."""
         path = path_of(subject)
         now = self._now(path, now_ms)
         stored = self.levels.stored(path, now)
-        held = {} if stored is None else {_id_of(p): group for group, p in stored.plans.items()}
+        held = {}
+        if stored is not None:
+            record = self.levels.settled(path, stored, now)
+            held = {_id_of(p): group for group, p in record.plans.items()}
         if plan not in held:
             self.catalog.plan(plan)
             return
-        record, plans = self.levels.settable(path, now)
         group = held[plan]
+        at = self._later(path, group, when, now)
+        if at is not None:
+            self.levels.wait(path, group, Waiting(at, None, "keep"), now)
+            return
+        record, plans = self.levels.settable(path, now)
+        record = without_pending(record, group)
         del plans[group]
         if len(path) == 1 and group in self.catalog.defaults:
             plans[group] = self.catalog.defaults[group]
@@ -295,6 +339,11 @@ class Oracle(Granting):
         if len(path) == 1:
             self.operations.pop(path[0], None)
             self.ends.pop(path[0], None)
+
+
+def without_pending(record: Record, group: str) -> Record:
+    """The record without the change that waits in that group."""
+    return replace(record, pending={g: w for g, w in record.pending.items() if g != group})
 
 
 def _id_of(plan: Any) -> str:

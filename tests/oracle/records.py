@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.oracle.buckets import SlidingSpec
+from tests.oracle.changes import Share, Waiting, share_after, shared
 from tests.oracle.grants import Grant
 from tests.oracle.holds import Hold, given_back, kept
 from tests.oracle.limits import PoolSpec
@@ -28,7 +29,8 @@ class Record:
     `plans` maps a group to a plan's id, or to the private plan itself. `states` may lie behind
     (nothing was written since), never ahead. `first_sight`: nobody ever set anything here.
     `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew. `grants`:
-    those in the books, by id, the oldest first; `granted`: how many were ever made.
+    those in the books, by id, the oldest first; `granted`: how many were ever made. `pending`:
+    changes that wait, by group. `shares`: what pools' limits differ from their plans', by name.
     """
 
     revision: int
@@ -43,6 +45,8 @@ class Record:
     incarnations: dict[str, int] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
     granted: int = 0
+    pending: dict[str, Waiting] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
 
     def state(self, name: str, now: int) -> Any:
         """The limit's state, brought to now. A pool's has its grants."""
@@ -91,12 +95,20 @@ def fresh(plans: dict[str, Any], base: Specs, revision: int, now: int) -> Record
     return Record(revision, plans, base, base, states, now)
 
 
-def specs_of(base: Specs, overrides: Mapping[str, Override], grants: Mapping[str, Grant]) -> Specs:
-    """The effective specs: plans, overrides on top, and the pools that only grants make."""
+def specs_of(
+    base: Specs,
+    overrides: Mapping[str, Override],
+    grants: Mapping[str, Grant],
+    shares: Mapping[str, Share],
+) -> Specs:
+    """The effective specs: plans, shares, overrides on top, and the pools that only grants make."""
     specs = dict(base)
+    for name, share in shares.items():
+        if "limit" not in (overrides[name].fields if name in overrides else ()):
+            specs[name] = shared(base[name], share)
     for name, override in overrides.items():
         if name in base:
-            specs[name] = overridden(base[name], override.fields)
+            specs[name] = overridden(specs[name], override.fields)
     for name in sorted({grant.name for grant in grants.values()} - base.keys()):
         specs[name] = made_by_grants(name)
     return specs
@@ -127,35 +139,61 @@ def copy_of(record: Record) -> Record:
         holds=dict(record.holds),
         incarnations=dict(record.incarnations),
         grants=dict(record.grants),
+        pending=dict(record.pending),
+        shares=dict(record.shares),
     )
 
 
-def settled(record: Record, now: int) -> Record:
-    """The record after the overrides, grants and holds that have ended, each at its own instant.
+def settled(record: Record, now: int, change: Callable[[Record, str, int], Record]) -> Record:
+    """The record after all that came by itself, each at its own instant.
 
-    They end in the order of time; at one instant overrides first, then grants, then holds by the
-    bytes of their ids.
+    In the order of time; at one instant overrides end first, then shares, then changes of plans
+    come by the names of their groups, then grants end, then holds by the bytes of their ids.
+    `change(record, group, at)`: the record after the change that waits in that group.
     """
-    ends: list[tuple[int, int, bytes, str]] = []
-    for name, override in record.overrides.items():
-        if override.expires is not None and override.expires <= now:
-            ends.append((override.expires, 0, name.encode(), name))
-    for hold_id, hold in record.holds.items():
-        if hold.expires <= now:
-            ends.append((hold.expires, 2, hold_id.encode(), hold_id))
-    for grant in record.grants.values():
-        if grant.expires is not None and grant.expires <= now:
-            ends.append((grant.expires, 1, b"", ""))
-    if not ends:
-        return record
-    record = copy_of(record)
-    for at, kind, _, key in sorted(ends):
+    copied = False
+    while (nearest := next_event(record)) is not None and nearest[0] <= now:
+        record, copied = record if copied else copy_of(record), True
+        at, kind, _, key = nearest
         if kind == 0:
             end_override(record, key, at)
+        elif kind == 1:
+            end_share(record, key, at)
         elif kind == 2:
+            record = change(record, key, at)
+        elif kind == 3:
+            end_grants(record, at)
+        else:
             end_hold(record, key, record.holds[key].tallied, at)
-        end_grants(record, at)
+            end_grants(record, at)
     return record
+
+
+def next_event(record: Record) -> tuple[int, int, bytes, str] | None:
+    """What comes by itself next: when, the kind, and what of that kind."""
+    events = [
+        (override.expires, 0, name.encode(), name)
+        for name, override in record.overrides.items()
+        if override.expires is not None
+    ]
+    events += [(share.end, 1, name.encode(), name) for name, share in record.shares.items()]
+    events += [(waiting.at, 2, group.encode(), group) for group, waiting in record.pending.items()]
+    events += [
+        (grant.expires, 3, b"", "")
+        for grant in record.grants.values()
+        if grant.expires is not None and (grant.left or not grant.held)
+    ]
+    events += [
+        (hold.expires, 4, hold_id.encode(), hold_id) for hold_id, hold in record.holds.items()
+    ]
+    return min(events, default=None)
+
+
+def end_share(record: Record, name: str, at: int) -> None:
+    """The period is over for which the limit differed from the plan's."""
+    record.states[name] = record.own_state(name, at)
+    del record.shares[name]
+    record.specs = specs_of(record.base, record.overrides, record.grants, record.shares)
 
 
 def end_grants(record: Record, at: int) -> None:
@@ -182,7 +220,7 @@ def add_grant(record: Record, grant: Grant, now: int) -> None:
     record.grants[grant.id] = grant
     record.granted = grant.age
     if grant.name not in record.specs:
-        record.specs = specs_of(record.base, record.overrides, record.grants)
+        record.specs = specs_of(record.base, record.overrides, record.grants, record.shares)
         record.states[grant.name] = record.specs[grant.name].fresh(now, now)
 
 
@@ -190,7 +228,8 @@ def end_override(record: Record, name: str, at: int) -> None:
     """Takes the override off at that instant."""
     del record.overrides[name]
     if name in record.base:
-        old, new = record.specs[name], record.base[name]
+        old = record.specs[name]
+        new = specs_of(record.base, record.overrides, record.grants, record.shares)[name]
         record.states[name] = new.convert(old, record.own_state(name, at), at)
         record.specs[name] = new
         if restarts(old, new):
@@ -229,12 +268,15 @@ def converted(
     own: Collection[str] = (),
     anchor_ms: int | None = None,
     reset: bool = False,
+    prorate: bool = False,
 ) -> Record:
     """The record under other plans, definitions or overrides, in one step from old to new.
 
-    `own`: names to which an explicit `anchor_ms` and `reset` apply.
+    `own`: names to which an explicit `anchor_ms` and `reset` apply. `prorate`: the limits of pools
+    move in proportion to what is left of their periods.
     """
-    specs = specs_of(base, overrides, record.grants)
+    specs = specs_of(base, overrides, record.grants, {})
+    shares: dict[str, Share] = {}
     states: dict[str, Any] = {}
     incarnations = dict(record.incarnations)
     for name, old in record.specs.items():
@@ -253,17 +295,24 @@ def converted(
         if not isinstance(spec, PoolSpec):
             states[name] = spec.convert(old, state, now)
         elif reset and name in own:
-            states[name] = spec.restart(old.close(state), anchor, now)
+            begun = old.just_begun(state, now)
+            states[name] = spec.restart(state if begun else old.close(state), anchor, now)
         else:
             state = spec.convert(old, state, now)
             if own_anchor_ms is not None:
                 state = spec.re_anchor(state, own_anchor_ms, now)
             states[name] = state
+            before = record.base.get(name)
+            if before is None or name not in base:
+                continue  # only grants made it, or will
+            share = share_after(before, base[name], record.shares.get(name), state, now, prorate)
+            if share is not None:
+                shares[name] = share
     return Record(
         revision,
         plans,
         base,
-        specs,
+        specs_of(base, overrides, record.grants, shares),
         states,
         record.seen,
         overrides,
@@ -272,4 +321,6 @@ def converted(
         incarnations,
         dict(record.grants),
         record.granted,
+        dict(record.pending),
+        shares,
     )

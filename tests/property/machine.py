@@ -175,6 +175,14 @@ class Machine(GrantSteps, HoldSteps):
         elif hasattr(expected, "plans"):
             left = {"limits": [model_limit(limit) for limit in expected.limits]}
             right = {"limits": [limit_fields(state) for state in actual.limits]}
+            left["pending"] = pending_fields(
+                [
+                    p
+                    for p, plans in zip(expected.pending, expected.plans, strict=True)
+                    if plans is not None
+                ]
+            )
+            right["pending"] = pending_fields([level.pending for level in actual.levels])
             if self.holding:
                 known = zip(expected.holds, expected.plans, strict=True)
                 left["holds"] = holds_fields(
@@ -283,28 +291,38 @@ class Machine(GrantSteps, HoldSteps):
 
     def subscribe(self, subject: Any, now: int) -> None:
         rng = self.rng
-        change = rng.choice(("keep", "keep", "reset"))
+        change = rng.choice(("keep", "reset", "prorate"))
         anchor = rng.choice((None, None, None, now - 86_400_000 * 3, now + 5_000_000))
         if rng.random() < 0.25:
             limits = random_limits(rng) or [Flag("sso")]
             plan = None
         else:
             limits, plan = [], rng.choice(("free", "pro", "max", "more"))
-        when = None if anchor is None else instant(anchor)
+        given = {"change": change, "anchor": None if anchor is None else instant(anchor)}
+        when = self.when(now)
         self.both(
-            f"subscribe {subject} {plan} {limits} {change} {anchor}",
+            f"subscribe {subject} {plan} {limits} {change} {anchor} {when}",
             lambda: self.oracle.subscribe(
-                subject, plan, limits=limits, change=change, anchor_ms=anchor, now_ms=now
+                subject, plan, limits=limits, change=change, when=when, anchor_ms=anchor, now_ms=now
             ),
-            lambda: self.meter.subscribe(subject, plan, limits=limits, change=change, anchor=when),
+            lambda: self.meter.subscribe(subject, plan, limits=limits, when=moment(when), **given),
         )
+
+    waits = True  # changes of plans may come later
+
+    def when(self, now: int) -> int | str:
+        if not self.waits:
+            return "now"
+        later = (0, 1, 1000, 90_000, 86_400_000, 45 * 86_400_000)
+        return self.rng.choice(("now", "now", "period_end", now + self.rng.choice(later)))
 
     def unsubscribe(self, subject: Any, now: int) -> None:
         plan = self.rng.choice(("free", "pro", "more", "nonsense"))
+        when = self.when(now)
         self.both(
-            f"unsubscribe {subject} {plan}",
-            lambda: self.oracle.unsubscribe(subject, plan, now_ms=now),
-            lambda: self.meter.unsubscribe(subject, plan),
+            f"unsubscribe {subject} {plan} {when}",
+            lambda: self.oracle.unsubscribe(subject, plan, when=when, now_ms=now),
+            lambda: self.meter.unsubscribe(subject, plan, when=moment(when)),
         )
 
     def override(self, subject: Any, now: int) -> None:
@@ -357,3 +375,13 @@ class Machine(GrantSteps, HoldSteps):
             lambda: self.oracle.apply(plans),
             lambda: self.meter.apply(plans),
         )
+
+
+def moment(when: int | str) -> Any:
+    """As the engine takes it."""
+    return instant(when) if isinstance(when, int) else when
+
+
+def pending_fields(levels: list[Any]) -> list[list[tuple[Any, ...]]]:
+    """Per level the changes that wait, the next one first."""
+    return [[(p.group, p.plan, p.at_ms, p.change) for p in pending] for pending in levels]

@@ -19,7 +19,7 @@ from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
 from tests.property.machine import Machine
-from tests.property.variants import Batches, Remembering
+from tests.property.variants import Batches, Changing, Remembering
 from tests.support.servers import Server, available, start
 
 MATRIX = ("valkey-9.1", "valkey-8.1", "redis-8.2", "redis-7.0", "redis-6.2")
@@ -36,6 +36,8 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
     "async": (Machine, True),
     "batches": (Batches, False),
     "async batches": (Batches, True),
+    "changing": (Changing, False),
+    "async changing": (Changing, True),
     "remembering": (Remembering, False),
     "async remembering": (Remembering, True),
 }

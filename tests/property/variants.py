@@ -1,4 +1,4 @@
-"""The machine in other ways: many calls at once, and refusals that are remembered."""
+"""The machine in other ways: many calls at once, changing plans, refusals that are remembered."""
 
 from __future__ import annotations
 
@@ -56,6 +56,22 @@ class Batches(Machine):
         return ended
 
 
+class Changing(Machine):
+    """The same, but plans change all the time."""
+
+    def step(self) -> None:
+        rng = self.rng
+        if rng.random() < 0.5:
+            super().step()
+            return
+        self.clock.now_ms += rng.choice((0, 1, 1000, 89_999, 86_400_000, 9 * 86_400_000))
+        subject, now = rng.choice(("a", "a", "a/t")), self.clock.now_ms
+        verb = rng.choice((self.subscribe, self.subscribe, self.unsubscribe, self.override))
+        verb(subject, now)
+        if rng.random() < 0.1:
+            self.apply()
+
+
 def _raise(error: Exception) -> None:
     raise error
 
@@ -70,6 +86,7 @@ class Remembering(Machine):
     hits = 0
     holding = False  # a reservation that ends gives back by itself, which the rule excepts
     timed = False  # and so does a grant that begins
+    waits = False  # so does a change of plans that comes
 
     def step(self) -> None:
         """Calls are often repeated, a little later and with other amounts."""
