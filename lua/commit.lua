@@ -33,9 +33,9 @@ local function commit(keys, args)
   if not count then
     return now
   end
-  local kept
+  local kept, used, shares
   if any then
-    kept, text = finish.split(any, names)
+    kept, text, used = finish.split(any, names)
     finish.settle(count, id, entries, kept, now)
   elseif text == "" or args[5] == "" then
     return STATUS_UNKNOWN
@@ -47,8 +47,9 @@ local function commit(keys, args)
   charge.apply(total, now, true)
   charge.slices(count, now)
   if any then
-    finish.add_kept(count, entries, kept)
+    shares = finish.add_kept(count, entries, kept)
   end
   local answer = charge.answer(count, now, OK, true)
-  return charge.commit(count, now, args, end_key, answer) or answer
+  local note = end_key and charge.note(count, COMMITTED, text, used or args[4], total, shares)
+  return charge.commit(count, now, args, end_key, answer, note) or answer
 end

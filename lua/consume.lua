@@ -37,7 +37,8 @@ local function consume(keys, args)
   end
   answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
-    local lacking = charge.commit(count, now, args, op_key, answer)
+    local note = op_key and charge.note(count, CONSUMED, args[3], args[4])
+    local lacking = charge.commit(count, now, args, op_key, answer, note)
     if lacking then
       return lacking
     end
@@ -50,12 +51,13 @@ local function consume(keys, args)
       plain.prepare(CHARGE, count, args[3], op_key)
     end
     answer = charge.answer(count, now, code, false)
-    return code == USAGE_EXCEEDED and charge.exhaust(count, now, args) or answer
+    return code == USAGE_EXCEEDED and charge.exhaust(count, now) or answer
   end
   charge.apply(total, now, false)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  local lacking = charge.commit(count, now, args, op_key, answer)
+  local note = op_key and charge.note(count, CONSUMED, args[3], args[4], total)
+  local lacking = charge.commit(count, now, args, op_key, answer, note)
   if lacking then
     return lacking
   end

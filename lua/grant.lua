@@ -54,5 +54,5 @@ local function grant(keys, args)
   end
   assign.plan_pools(level, now)
   assign.rearm(level, name, now)
-  return assign.commit(keys, now, args[1], args[10], grants.row(g))
+  return assign.commit(keys, now, args[1], args[10], GRANTED_CREDITS, grants.row(g))
 end

@@ -24,5 +24,7 @@ local function refund(keys, args)
   charge.give_back(total, now)
   local answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  return charge.commit(count, now, args, op_key, answer, true) or answer
+  charge.only_touched(count)
+  local note = op_key and charge.note(count, REFUNDED, args[3], args[4])
+  return charge.commit(count, now, args, op_key, answer, note) or answer
 end

@@ -35,7 +35,8 @@ local function release(keys, args)
         levels[i].fresh, levels[i].moved = false, false
       end
     end
-    return charge.commit(count, now, passed, end_key, STATUS_DONE) or STATUS_DONE
+    local note = op.note(RELEASED, op.below(keys[1], keys[count]), "", "", spack("<I6", now))
+    return charge.commit(count, now, passed, end_key, STATUS_DONE, note) or STATUS_DONE
   end
   return STATUS_DONE
 end

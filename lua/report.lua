@@ -22,7 +22,8 @@ local function report(keys, args)
   end
   answer = not special and charge.plainly(count, args[3], amount_count, now)
   if answer then
-    local lacking = charge.commit(count, now, args, op_key, answer)
+    local note = op_key and charge.note(count, REPORTED, args[3], args[4])
+    local lacking = charge.commit(count, now, args, op_key, answer, note)
     if lacking then
       return lacking
     end
@@ -36,7 +37,8 @@ local function report(keys, args)
   charge.apply(total, now, true)
   answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
-  local lacking = charge.commit(count, now, args, op_key, answer)
+  local note = op_key and charge.note(count, REPORTED, args[3], args[4], total)
+  local lacking = charge.commit(count, now, args, op_key, answer, note)
   if lacking then
     return lacking
   end

@@ -36,5 +36,6 @@ local function reserve(keys, args)
   local answer = charge.answer(count, now, OK, true)
   charge.slices(count, now)
   finish.put(count, id, now + ttl, split_names(args[3]), charge.listed(amount_count), now)
-  return charge.commit(count, now, args, op_key, answer) or answer
+  local note = op_key and charge.note(count, RESERVED, args[3], args[4], total)
+  return charge.commit(count, now, args, op_key, answer, note) or answer
 end

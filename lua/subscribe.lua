@@ -57,5 +57,5 @@ local function subscribe(keys, args)
   if not now then
     return status
   end
-  return assign.commit(keys, now, args[1], args[6])
+  return assign.commit(keys, now, args[1], args[6], SUBSCRIBED)
 end

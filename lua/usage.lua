@@ -7,8 +7,8 @@
 --       (k), changes that wait (p: group, at, plan, change), how many holds are open (n) and those that end first
 --       (h: id, expiry, cost names, amounts, tallied)
 -- WRITES nothing
--- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition change
---   record open store op charge
+-- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
+--   change record open store op charge
 -- @flags no-writes
 local function usage(keys, args)
   if #args ~= 3 then

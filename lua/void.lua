@@ -26,5 +26,5 @@ local function void(keys, args)
     return STATUS_UNKNOWN
   end
   assign.plan_pools(level, now)
-  return assign.commit(keys, now, args[1], nil, spack("<d", taken))
+  return assign.commit(keys, now, args[1], nil, nil, spack("<d", taken))
 end

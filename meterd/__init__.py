@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meterd.grant import Grant
     from meterd.hold import Hold
     from meterd.lease import Lease
+    from meterd.past import Operation
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
     from meterd.result import Code, Decision, HoldState, LimitState, PlanChange, Usage
 
@@ -61,6 +62,7 @@ __all__ = [
     "NotIncluded",
     "OpConflict",
     "OpNotFound",
+    "Operation",
     "OutcomeUnknown",
     "Plan",
     "PlanChange",
@@ -89,6 +91,7 @@ _HOMES = {
     "grant": ("Grant",),
     "hold": ("Hold",),
     "lease": ("Lease",),
+    "past": ("Operation",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
     "result": ("Code", "Decision", "HoldState", "LimitState", "PlanChange", "Usage"),
 }

@@ -20,6 +20,7 @@ from meterd.errors import MeterdError
 from meterd.grant import Grant
 from meterd.keys import Subject, display
 from meterd.limiter import AsyncLimiter
+from meterd.past import Operation
 from meterd.pending import Pending
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
@@ -97,7 +98,7 @@ class AsyncMeter(AsyncCaller):
         """See `Meter.refund`."""
         if costs is not None and of is None:
             return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
-        flow = self._operations.refund(subject, costs, amount, of, op)
+        flow = self._past.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
 
     @overload
@@ -151,6 +152,10 @@ class AsyncMeter(AsyncCaller):
     def usage(self, subject: Subject, *, join: str | None = None) -> Pending[Usage]:
         """See `Meter.usage`."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def operation(self, subject: Subject, op: str) -> Pending[Operation]:
+        """See `Meter.operation`."""
+        return self._call("operation", subject, self._past.operation(subject, op))
 
     def lease(
         self,

@@ -18,6 +18,7 @@ from meterd.holds import Holds, Reserved
 from meterd.keys import Keyspace, Subject
 from meterd.limiter import LimiterCalls
 from meterd.operations import Operations
+from meterd.past import Past
 from meterd.policy import Bucket, Plan
 from meterd.refusals import RefusalCache, Refusals, spans
 from meterd.result import Decision
@@ -112,6 +113,7 @@ class MeterBase:
         self._holds = Holds(self._operations)
         self._grants = Grants(self._operations)
         self._harvest = Harvest(self._operations)
+        self._past = Past(self._operations)
         given_spans = spans(refusal_cache)
         self._refusals: Refusals | None = None
         # The shortest way to a remembered refusal, where nobody has to be told of it.

@@ -15,6 +15,7 @@ from meterd.hold import Hold
 from meterd.keys import Subject, display
 from meterd.lease import Lease
 from meterd.limiter import Limiter
+from meterd.past import Operation
 from meterd.policy import Bucket, Limit, Plan
 from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
@@ -107,10 +108,17 @@ class Meter(Caller):
         of: str | None = None,
         op: str | bool | None = None,
     ) -> Decision:
-        """Gives use of the running period back, never below zero; `applied` says what came back."""
+        """Gives use of the running period back, never below zero; `applied` says what came back.
+
+        `of`: an operation id, instead of `costs`: gives back that whole consume, report, or commit
+        (the id of its hold), once, to where it came from; what of that is over lapses. Again, it is
+        answered as the first time (`replayed`), so it can be repeated without `op`. Raises
+        `OpNotFound` for an id that is unknown or no longer kept, `PolicyError` for what cannot be
+        given back, or was charged on another path.
+        """
         if costs is not None and of is None:
             return self._charge(self._shapes, "refund", subject, costs, amount, op, None, 0)
-        flow = self._operations.refund(subject, costs, amount, of, op)
+        flow = self._past.refund(subject, costs, amount, of, op)
         return self._call("refund", subject, flow)
 
     @overload
@@ -176,6 +184,14 @@ class Meter(Caller):
     def usage(self, subject: Subject, *, join: str | None = None) -> Usage:
         """A read-only picture of every limit at every level."""
         return self._call("usage", subject, self._administration.usage(subject, join))
+
+    def operation(self, subject: Subject, op: str) -> Operation:
+        """What became of an operation id, or of how the hold of that id was ended. Read-only.
+
+        Ids belong to the root of `subject`. `OpNotFound`: it never ran, was refused, or is no
+        longer kept; so it says what an `OutcomeUnknown` left open.
+        """
+        return self._call("operation", subject, self._past.operation(subject, op))
 
     def lease(
         self,

@@ -17,7 +17,6 @@ from meterd.errors import (
     NoPlan,
     NotIncluded,
     OpConflict,
-    PolicyError,
     ScriptError,
     Unavailable,
 )
@@ -88,21 +87,6 @@ class Operations:
         path = self.keys.path(subject)
         packed = wire.encode_costs(costs, amount)
         return (yield from self.decide(verb, path, packed, op, wait, Joining(self.store, join)))
-
-    def refund(
-        self,
-        subject: Subject,
-        costs: str | Mapping[str, int] | None,
-        amount: int,
-        of: str | None,
-        op: str | bool | None,
-    ) -> Flow[Decision]:
-        """refund: exactly one of `costs` and `of`."""
-        if (costs is None) == (of is None):
-            raise PolicyError("refund: give costs, or of= an operation id, and not both")
-        if costs is None:
-            raise PolicyError("refund: of= is not supported in this release; give the costs")
-        return self.charge("refund", subject, costs, amount, op, None, 0)
 
     def decide(
         self,

@@ -13,7 +13,7 @@ from meterd.result import Decision
 if TYPE_CHECKING:
     from meterd.aio import AsyncMeter
     from meterd.client import Meter
-    from meterd.operations import Operations
+    from meterd.past import Past
 
 
 class Queued:
@@ -60,8 +60,8 @@ class Queued:
 class Queue:
     """What both kinds of pipeline share: the calls so far."""
 
-    def __init__(self, operations: Operations, raise_on_error: bool) -> None:
-        self._operations = operations
+    def __init__(self, past: Past, raise_on_error: bool) -> None:
+        self._past = past
         self._raise_on_error = raise_on_error
         self._calls: list[Call] = []
         self._queued: list[Queued] = []
@@ -116,7 +116,7 @@ class Queue:
         """See `Meter.refund`."""
         if costs is not None and of is None:
             return self._add(Call("refund", subject, costs, amount, op=op))
-        refund = self._operations.refund
+        refund = self._past.refund
         return self._add(
             Call("refund", subject, make=lambda: refund(subject, costs, amount, of, op))
         )
@@ -155,7 +155,7 @@ class Pipeline(Queue):
     """What `Meter.pipeline` returns. Not for several threads at once."""
 
     def __init__(self, meter: Meter, raise_on_error: bool) -> None:
-        super().__init__(meter._operations, raise_on_error)
+        super().__init__(meter._past, raise_on_error)
         self._meter = meter
 
     def execute(self, raise_on_error: bool | None = None) -> list[Any]:
@@ -185,7 +185,7 @@ class AsyncPipeline(Queue):
     """What `AsyncMeter.pipeline` returns. Not for several tasks at once."""
 
     def __init__(self, meter: AsyncMeter, raise_on_error: bool) -> None:
-        super().__init__(meter._operations, raise_on_error)
+        super().__init__(meter._past, raise_on_error)
         self._meter = meter
 
     async def execute(self, raise_on_error: bool | None = None) -> list[Any]:

@@ -42,13 +42,14 @@ LIBRARIES = (
     "crop",
     "op",
     "charge",
+    "undo",
     "compile",
     "plain",
     "finish",
     "assign",
 )
 ENTRIES = (
-    "consume", "check", "report", "refund", "usage",
+    "consume", "check", "report", "refund", "refund_of", "operation", "usage",
     "reserve", "commit", "release", "renew", "tally",
     "grant", "void", "harvest",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
@@ -56,7 +57,7 @@ ENTRIES = (
 # What only a function library is for, because it outlives a call; and what only a script is for.
 _KEPT = frozenset({"compile", "plain"})
 _ONCE = frozenset({"once"})
-READ_ONLY = frozenset({"check", "usage"})
+READ_ONLY = frozenset({"check", "usage", "operation"})
 
 
 def lua_root() -> Path:

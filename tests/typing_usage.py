@@ -25,6 +25,7 @@ from meterd import (
     LimitState,
     Meter,
     MeterdError,
+    Operation,
     OutcomeUnknown,
     Plan,
     Pool,
@@ -104,6 +105,13 @@ def sync() -> None:
         decisions(meter.consume("acme", "tokens", wait="500ms", op="request-1"))
         decisions(meter.report("acme", "tokens", 5, op="request-2"))
         decisions(meter.refund("acme", "tokens", 5))
+        decisions(meter.refund("acme", of="request-2"))
+        operation = meter.operation("acme", "request-2")
+        assert_type(operation, Operation)
+        assert_type(operation.costs, Mapping[str, int])
+        assert_type(operation.decision, Decision | None)
+        assert_type(operation.refunded, bool)
+        assert_type(operation.expires, datetime)
         with meter.reserve("acme", {"jobs": 1, "tokens": 500}, ttl="10m", op="call-1") as hold:
             assert_type(hold, Hold)
             decisions(hold.decision)

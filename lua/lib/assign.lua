@@ -62,15 +62,19 @@ function assign.read(keys, now_text, context_text, extra_text, op_text, mover)
   return seen, status
 end
 
--- Writes the record that was changed, and the operation id beside it. `more`: what stands behind the answer.
-function assign.commit(keys, now, now_text, op_text, more)
+-- Writes the record that was changed, and the operation id beside it. `verb`: goes with an operation id; `more`: what
+-- stands behind the answer.
+function assign.commit(keys, now, now_text, op_text, verb, more)
   if record.outlives_holds(levels[1]) then
     return STATUS_HOLDS .. char(1)
   end
   local op_key, op_value, op_ttl
   if op_text and op_text ~= "" then
     op_key = keys[2]
-    op_value, op_ttl = op.value(op_text, now, STATUS_DONE .. (more or ""), now_text ~= "")
+    local root_at = find(keys[1], "}:s:", 1, true) or 1
+    local below_at = find(keys[1], "/", root_at, true) or #keys[1] + 1
+    local note = op.note(verb, sub(keys[1], below_at), "", "", spack("<I6", now))
+    op_value, op_ttl = op.value(op_text, now, STATUS_DONE .. (more or ""), now_text ~= "", note)
   end
   return store.write(1, {}, now, op_key, op_value, op_ttl) or STATUS_DONE .. (more or "")
 end

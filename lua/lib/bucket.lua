@@ -51,11 +51,16 @@ function fixed.mark(L, _, s)
   return s.start * L.tick
 end
 
-function fixed.give_back(L, part, c, keep, _, s)
+function fixed.give_back(L, part, c, keep, now, s)
   if s.start ~= NEVER and floor(part.mark / L.tick) == s.start then
-    s.used = s.used - min(c - keep, s.used)
-    fixed_left(L, s)
+    return fixed.refund(L, c - keep, now, s)
   end
+  return 0
+end
+
+-- As pool.marked.
+function fixed.marked(L, at, _, s)
+  return s.start <= floor(at / L.tick) and s.start * L.tick or nil
 end
 
 function fixed.adjust(L, n, now, s)
@@ -152,12 +157,22 @@ end
 
 -- To the window that was charged, be it the current or the previous one.
 function sliding.give_back(L, part, c, keep, now, s)
+  local back = 0
   if s.window == part.mark then
-    s.used = s.used - min(c - keep, s.used)
+    back = min(c - keep, s.used)
+    s.used = s.used - back
   elseif s.window == part.mark + 1 then
-    s.previous = s.previous - min(c - keep, s.previous)
+    back = min(c - keep, s.previous)
+    s.previous = s.previous - back
   end
   sliding_left(L, now, s)
+  return back
+end
+
+-- As pool.marked; `ends`: when the window was to end, which says whether windows still are what they were.
+function sliding.marked(L, at, ends)
+  local window = floor(floor(at / L.tick) / L.period)
+  return (window + 1) * L.period * L.tick == ends and window or nil
 end
 
 function sliding.adjust(L, n, now, s)
@@ -252,7 +267,11 @@ end
 function token.give_back(L, part, c, keep, _, s)
   local ticks, P = s.tick - floor(part.mark / L.tick), L.period
   local refilled = min(c, floor(ticks / P) * L.limit + ceil_div(ticks % P * L.limit, P))
-  token.refund(L, max(0, c - refilled) - max(0, keep - refilled), 0, s)
+  return token.refund(L, max(0, c - refilled) - max(0, keep - refilled), 0, s)
+end
+
+function token.marked(_, at)
+  return at
 end
 
 function token.adjust(L, n, _, s)

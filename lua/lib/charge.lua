@@ -381,26 +381,52 @@ function charge.read(keys, args, values, now, unasked)
   return count, seen, with_op and keys[count + 1] or nil, values[count + 1]
 end
 
--- Writes what was applied, together with the answer where an operation id asks to keep it.
--- `only_touched`: a record that is new or moved is not written for that alone. Returns as store.write.
-function charge.commit(count, now, args, op_key, answer, only_touched)
+-- Where what was charged to the limits in hand came from, as far as the answer does not say it; empty where it
+-- was the period's allowance, or a bucket, at the instant of the call. Else msgpack, a list of parts {number of
+-- the limit in the answer, units, mark, over, sources}: as a hold's parts (see hold.lua); mark -1: charged at the
+-- instant of the call. A limit that is not listed has one part, all that was applied to it.
+-- `shares`: by number the part {units, mark, over, sources} that a hold which ends here had charged before.
+function charge.sources(total, shares)
+  local parts_found
+  for k = 1, total do
+    local s, share = hands[k], shares and shares[k]
+    local charged = s.applied
+    if share then
+      parts_found = parts_found or {}
+      parts_found[#parts_found + 1] = { k, share.units, share.mark, share.over, share.sources }
+      charged = charged - share.units
+    end
+    local beyond, taken = 0, nil
+    if charged > 0 and s.limit.kind == POOL then
+      beyond, taken = s.beyond, s.taken
+    end
+    if charged > 0 and (share or beyond > 0 or taken) then
+      parts_found = parts_found or {}
+      parts_found[#parts_found + 1] = { k, charged, -1, beyond, taken }
+    end
+  end
+  return parts_found and mpack(parts_found) or ""
+end
+
+-- What is kept of an operation beside its answer. `shares`: as above; no `total`: nothing is to be said of sources.
+function charge.note(count, verb, names, packed, total, shares)
+  local below = op.below(levels[1].key, levels[count].key)
+  return op.note(verb, below, names, packed, total and charge.sources(total, shares) or "")
+end
+
+-- Writes what was applied, together with the answer where an operation id asks to keep it, and the note of what
+-- it was. Returns as store.write.
+function charge.commit(count, now, args, op_key, answer, note)
   local op_value, op_ttl
   if op_key then
-    op_value, op_ttl = op.value(args[5], now, answer, args[1] ~= "")
-  end
-  if only_touched then
-    for i = 1, count do
-      if not slices[i] then
-        levels[i].fresh, levels[i].moved = false, false
-      end
-    end
+    op_value, op_ttl = op.value(args[5], now, answer, args[1] ~= "", note)
   end
   return store.write(count, slices, now, op_key, op_value, op_ttl)
 end
 
 -- A pool that refuses says that it is exhausted, once in its period, and nothing else is written. Returns as
 -- store.write.
-function charge.exhaust(count, now, args)
+function charge.exhaust(count, now)
   local k, any = 0, false
   for i = 1, count do
     local level = levels[i]
@@ -419,5 +445,15 @@ function charge.exhaust(count, now, args)
     return nil
   end
   charge.slices(count, now)
-  return charge.commit(count, now, args, nil, nil, true)
+  charge.only_touched(count)
+  return store.write(count, slices, now)
+end
+
+-- A record that is new or moved is not written for that alone.
+function charge.only_touched(count)
+  for i = 1, count do
+    if not slices[i] then
+      levels[i].fresh, levels[i].moved = false, false
+    end
+  end
 end

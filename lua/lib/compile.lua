@@ -339,12 +339,12 @@ local function check_code(parsed, level, charging, expires)
 end
 
 -- The text of the function, and the values that come into it: packed bytes, then what knows of marks.
-local function write(parsed, shape, asked, flags, level, granted)
+local function write(parsed, shape, asked, flags, level, granted, bare)
   local expires = has(flags, TTL)
   local charging, refusal = asked == CHARGE, asked == REFUSAL
   local code, packed, marked, marks = {}, {}, {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
-  local writes, write_values = { "<I6" }, { "now" }
+  local writes, write_values = { bare and "<c14I6" or "<I6" }, { bare and "rec, now" or "now" }
   local answers, balance = {}, {}
   local at, before = HEADER + 1, shape.count > 0 and policy.head(shape, level or 1) or ""
   local head, source = granted_head(shape, level, granted)
@@ -364,7 +364,7 @@ local function write(parsed, shape, asked, flags, level, granted)
     end
     at = L.offset + L.size
     reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
-    local brief = t == shape.count and not source and kind.brief
+    local brief = not (bare or source) and t == shape.count and kind.brief
     writes[#writes + 1] = brief or kind.format
     write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
     if refusal then
@@ -388,11 +388,17 @@ local function write(parsed, shape, asked, flags, level, granted)
     read_names[#read_names + 1], write_values[#write_values + 1] = names, names
     figures_behind = "dd"
     table.insert(code, 1, "if gn ~= 1 then return end")
-  elseif granted then
-    -- Those of other records may be for a pool that is charged here.
-    reads[#reads + 1] = (parsed.tail > at and "c" .. number(parsed.tail - at) or "") .. "BB"
-    read_names[#read_names + 1] = (parsed.tail > at and "gap, " or "") .. "gn, gi"
-    table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
+  elseif granted or bare and parsed.tail > at then
+    local gap = parsed.tail > at and "c" .. number(parsed.tail - at) or ""
+    if bare and gap ~= "" then
+      writes[#writes + 1], write_values[#write_values + 1] = gap, "gap"
+    end
+    reads[#reads + 1], read_names[#read_names + 1] = gap .. (granted and "BB" or ""), gap ~= "" and "gap" or nil
+    if granted then
+      -- Those of other records may be for a pool that is charged here.
+      read_names[#read_names + 1] = "gn, gi"
+      table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
+    end
   end
   if expires then
     if parsed.tail > at then
@@ -411,7 +417,7 @@ local function write(parsed, shape, asked, flags, level, granted)
   if refusal then
     add("return function(rec, now, amounts)")
   else
-    add("return function(%srec, now, context, amounts)", level and "" or "key, ")
+    add("return function(%srec, now, context, amounts)", (level or bare) and "" or "key, ")
     if granted then
       add("if #rec < %d then return end", parsed.tail + 22)
     else
@@ -441,10 +447,16 @@ local function write(parsed, shape, asked, flags, level, granted)
   elseif level then
     add('return spack("<c0%s", %s), balance, %s', figures .. figures_behind, concat(answers, ", "), slice)
   else
-    if charging then
+    if charging and not bare then
       add('call("SETRANGE", key, "14", %s)', slice)
     end
-    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)', figures .. figures_behind, concat(answers, ", "))
+    local rest = ""
+    if bare then
+      local behind = has(flags, BOOKS) and format(" .. sub(rec, %d)", parsed.tail + (source and 23 or 0)) or ""
+      rest = ", " .. slice .. behind .. ", now"
+    end
+    figures = figures .. figures_behind
+    add('return spack("<c4ddc0%s", OPENING, now, balance, %s)%s', figures, concat(answers, ", "), rest)
   end
   add("end")
   for _, value in ipairs(marks) do
@@ -466,8 +478,8 @@ local function plain_amount(text)
   return amount
 end
 
-local function make(parsed, shape, asked, flags, level, refuse, granted)
-  local text, packed = write(parsed, shape, asked, flags, level, granted)
+local function make(parsed, shape, asked, flags, level, refuse, granted, bare)
+  local text, packed = write(parsed, shape, asked, flags, level, granted, bare)
   local chunk = loadstring(text, "=meterd_plain")
   local opening = asked == REFUSAL and REFUSED or OPENING
   return chunk
@@ -483,8 +495,13 @@ end
 --   f(key, record, now, context, amounts) returns the answer; nil: not plain.
 -- With one, it leaves to the caller what a path has to have together:
 --   f(record, now, context, amounts) returns the section, the balance (2^53: no bound), the bytes from 15 on.
--- `granted`: the index of the one pool of the record that has grants.
-function compile.form(parsed, shape, asked, flags, level, granted)
-  local refuse = not level and not granted and asked ~= REPORT and make(parsed, shape, REFUSAL, 0, nil, nil)
-  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, flags, level, refuse, granted)
+-- `granted`: the index of the one pool of the record that has grants. `bare`: of a single record, whose writing is
+-- the caller's, and which refuses nothing:
+--   f(record, now, context, amounts) returns the answer, the new record, and the instant.
+function compile.form(parsed, shape, asked, flags, level, granted, bare)
+  local refuse
+  if asked ~= REPORT and not (level or granted or bare) then
+    refuse = make(parsed, shape, REFUSAL, 0, nil, nil)
+  end
+  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, flags, level, refuse, granted, bare)
 end

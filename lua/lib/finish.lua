@@ -151,20 +151,29 @@ function finish.settle(count, id, entries, kept, now)
 end
 
 -- What a hold keeps charged, limit by limit (of slots: what it took), added to what the call itself applied.
+-- Returns it as the shares of charge.sources.
 function finish.add_kept(count, entries, kept)
-  local k = 0
+  local k, shares = 0, {}
   for i = 1, count do
     local shape, entry = levels[i].shape, entries[i]
     for t = 1, shape and shape.count or 0 do
       local s = hands[k + t]
       for _, part in ipairs(entry and entry.parts or {}) do
         if part.name == s.limit.name and part.kind == s.limit.kind then
-          s.applied = s.applied + hold.units(part, kept)
+          local units = hold.units(part, kept)
+          s.applied = s.applied + units
+          if units > 0 then -- what came back of the hold came from `over` first
+            local back = hold.units(part, entry.amounts) - units
+            local over = max(0, part.over - back)
+            local sources = part.sources and grants.first(part.sources, units - over)
+            shares[k + t] = { units = units, mark = part.mark, over = over, sources = sources }
+          end
         end
       end
     end
     k = k + (shape and shape.count or 0)
   end
+  return shares
 end
 
 function finish.index(list, wanted)
@@ -186,24 +195,27 @@ function finish.check_pairs(count)
 end
 
 -- Splits what was used (`names`, amounts in hand) into what the hold covers, in its order, and what goes
--- beyond it: leaves that in hand, and returns the first and the names that go with the second.
+-- beyond it: leaves that in hand, and returns the first, the names that go with the second, and both together
+-- as a packed double per name.
 function finish.split(entry, names)
-  local kept, used, all = {}, {}, {}
+  local kept, used, all, packed = {}, {}, {}, {}
   for j, name in ipairs(entry.names) do
     local at = finish.index(names, name)
     used[j] = at and amounts[at] or entry.amounts[j]
     kept[j] = min(used[j], entry.amounts[j])
+    packed[j] = spack("<d", used[j])
     used[j], all[j] = used[j] - kept[j], name
   end
   for j, name in ipairs(names) do
     if not finish.index(entry.names, name) then
       used[#used + 1], all[#all + 1] = amounts[j], name
+      packed[#packed + 1] = spack("<d", amounts[j])
     end
   end
   for j = 1, #used do
     amounts[j] = used[j]
   end
-  return kept, concat(all, ",")
+  return kept, concat(all, ","), concat(packed)
 end
 
 -- Changes an open hold in every level by `alter(entry, now)`.

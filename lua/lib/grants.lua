@@ -150,6 +150,19 @@ function grants.hold(level, taken)
   end
 end
 
+-- The sources (as s.taken) of the first `units` of what was taken.
+function grants.first(sources, units)
+  local list = {}
+  for i = 1, #sources, 2 do
+    local n = min(units, sources[i + 1])
+    if n > 0 then
+      list[#list + 1], list[#list + 2] = sources[i], n
+    end
+    units = units - n
+  end
+  return list
+end
+
 -- Gives `back` units from `sources` (as s.taken), what was taken last first; what is `held` of the rest is consumed.
 -- Returns what goes back to the allowance, and what to grants.
 function grants.settle(level, sources, back, held, now)

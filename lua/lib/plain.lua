@@ -9,10 +9,11 @@ local MOST_FORMS, ENOUGH_USES, ENOUGH_LATE = 512, 8, 500000
 local NO_BOUND = -NONE
 
 local plain = {}
--- By 3 * level (0: a record by itself) + what is asked for, by the first 10 bytes of the record (layout, flags,
--- policy), by cost names.
+-- By 3 * place + what is asked for, by the first 10 bytes of the record (layout, flags, policy), by cost names.
+-- Places: the levels of a path; 0 is a record by itself, 5 one with an operation id beside it.
 local forms, form_count, late_calls = {}, 0, 0
-for i = 1, 15 do
+local BESIDE = 5
+for i = 1, 18 do
   forms[i] = {}
 end
 local single = {}
@@ -20,7 +21,7 @@ local single = {}
 local sections, charged, changed = {}, {}, {}
 
 -- Writes what was charged, in one command, so that a failure leaves all or nothing.
-local function write_path(keys, values, shown, now, args, op_key, answer)
+local function write_path(keys, values, shown, now, args, op_key, answer, asked)
   if shown == 2 and not op_key then
     call("SETRANGE", keys[charged[2]], "14", changed[2])
     return
@@ -32,12 +33,42 @@ local function write_path(keys, values, shown, now, args, op_key, answer)
   end
   if op_key then
     writes[2 * shown - 1] = op_key
-    writes[2 * shown], op_ttl = op.value(args[5], now, answer, args[1] ~= "")
+    local below = #keys > 2 and op.below(keys[1], keys[#keys - 1]) or ""
+    local note = op.note(asked == REPORT and REPORTED or CONSUMED, below, args[3], args[4], "")
+    writes[2 * shown], op_ttl = op.value(args[5], now, answer, args[1] ~= "", note)
   end
   call("MSET", spread(writes))
   if op_ttl then
-    call("PEXPIRE", op_key, format("%.0f", op_ttl))
+    call("PEXPIRE", op_key, op_ttl)
   end
+end
+
+-- One record, and an operation id. Returns as plain.answer.
+local function answer_once(asked, keys, args)
+  local context = contexts[args[2]]
+  op.check(args[5], keys[2])
+  local values, now = call("MGET", keys[1], keys[2]), clock(args[1])
+  local rec = values[1]
+  local by_names = rec and forms[3 * BESIDE + asked][sub(rec, 1, 10)]
+  local form = by_names and by_names[args[3]]
+  if not form or not context then
+    return nil, values, now
+  end
+  local answer, charged_rec, at = form(rec, now, context, args[4])
+  if not answer then
+    return nil, values, now, true
+  end
+  local stored = values[2] and op.find(values[2], args[5], at)
+  if stored then
+    return stored
+  end
+  local verb = asked == REPORT and REPORTED or CONSUMED
+  local value, px = op.plain_value(args[5], at, answer, args[1] ~= "", verb, args[3], args[4])
+  call("MSET", keys[1], charged_rec, keys[2], value)
+  if px then
+    call("PEXPIRE", keys[2], px)
+  end
+  return answer
 end
 
 -- A path of records, or an operation id. Returns as plain.answer.
@@ -86,7 +117,7 @@ local function answer_path(asked, keys, args)
   sections[1] = spack("<BBBBdd", 0, 0, 1, shown - 1, now, balance < NO_BOUND and balance or NONE)
   local answer = join(sections, shown)
   if asked ~= CHECK then
-    write_path(keys, values, shown, now, args, with_op and keys[count + 1], answer)
+    write_path(keys, values, shown, now, args, with_op and keys[count + 1], answer, asked)
   end
   return answer
 end
@@ -96,6 +127,8 @@ end
 function plain.answer(asked, keys, args)
   if args[6] ~= "" then
     return nil
+  elseif args[5] ~= "" and #keys == 2 and asked ~= CHECK then
+    return answer_once(asked, keys, args)
   elseif #keys ~= 1 or args[5] ~= "" then
     return answer_path(asked, keys, args)
   end
@@ -115,11 +148,11 @@ function plain.answer(asked, keys, args)
   return nil, single
 end
 
--- Makes the function that will do for the next call with these cost names on a record like this. `place`: the
--- number of its level where the record is not by itself, else 0.
+-- Makes the function that will do for the next call with these cost names on a record like this. `place`: as in
+-- `forms`.
 local function prepare(asked, level, place, names)
   local parsed, flags = level.parsed, level.flags
-  local shape = policy.shape(parsed, names)
+  local shape, on_path = policy.shape(parsed, names), place > 0 and place ~= BESIDE
   local head, at = sub(level.rec, 1, 10), 3 * place + asked
   local by_names = forms[at][head]
   if shape.plain == nil then
@@ -133,7 +166,7 @@ local function prepare(asked, level, place, names)
     return
   end
   local granted
-  if place == 0 and not shape.whole or has(flags, TTL) and (place > 0 or not parsed.forgettable) then
+  if not on_path and not shape.whole or has(flags, TTL) and (place > 0 or not parsed.forgettable) then
     return
   elseif level.grants then
     granted = grants.only_pool(level)
@@ -153,7 +186,8 @@ local function prepare(asked, level, place, names)
     end
   end
   -- The write is behind us: whatever may be wrong with a function, the call has its answer.
-  local made, form = pcall(compile.form, parsed, shape, asked, flags, place > 0 and place or nil, granted)
+  local bare = place == BESIDE
+  local made, form = pcall(compile.form, parsed, shape, asked, flags, on_path and place or nil, granted, bare)
   if not made or not form then
     shape.plain = false
     return
@@ -162,7 +196,7 @@ local function prepare(asked, level, place, names)
     by_names = {}
     forms[at][head] = by_names
   end
-  by_names[names] = place > 0 and { charge = form, whole = shape.whole } or form
+  by_names[names] = on_path and { charge = form, whole = shape.whole } or form
   form_count = form_count + 1
 end
 
@@ -176,7 +210,7 @@ function plain.prepare(asked, count, names, op_key)
     local flags = level.flags
     local plain_flags = level.rec and flags < IMPLIED and flags % GRANTS <= TTL + FIRST and not has(flags, VAR)
     if plain_flags and level.parsed then
-      prepare(asked, level, (count > 1 or op_key) and i or 0, names)
+      prepare(asked, level, count > 1 and i or op_key and BESIDE or 0, names)
     end
   end
 end

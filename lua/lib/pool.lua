@@ -145,15 +145,23 @@ end
 
 -- Gives back what a hold does not keep (`keep` of its c units, `over` of which went over) if its period
 -- still runs. Where grants were among its sources, `own` and `drawn` are what goes back to the allowance and
--- to them.
+-- to them. Returns what came back here: not what went to grants.
 function pool.give_back(L, part, c, keep, _, s, own, drawn)
   if s.fin == 0 or s.start ~= part.mark then
-    return
+    return 0
   end
   local from_over = min(c - keep, part.over, s.over)
-  s.over, s.used = s.over - from_over, s.used - min(own or c - keep - from_over, s.used)
+  local from_used = min(own or c - keep - from_over, s.used)
+  s.over, s.used = s.over - from_over, s.used - from_used
   s.drawn = s.drawn - min(drawn or 0, s.drawn)
   measure(L, s)
+  return from_over + from_used
+end
+
+-- The mark of what was charged at an earlier instant, nil if that period is over: the running one is it, if it
+-- had begun by then.
+function pool.marked(_, at, _, s)
+  return s.fin > 0 and s.start <= at and s.start or nil
 end
 
 -- Sets the use of the running period to exactly n.

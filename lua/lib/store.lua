@@ -114,8 +114,9 @@ end
 
 -- Everything that changed, the records and the operation id in one command, so that a failure leaves all
 -- or nothing; then what belongs to holds; then TTLs, which only free memory.
--- `slices[i]` replaces bytes 15.. of level i's record. Returns nil; or a status to answer, and nothing is written.
-function store.write(count, slices, now, op_key, op_value, op_ttl)
+-- `slices[i]` replaces bytes 15.. of level i's record. `own_...`: a second operation id. Returns nil; or a status to
+-- answer, and nothing is written.
+function store.write(count, slices, now, op_key, op_value, op_ttl, own_key, own_value, own_ttl)
   for i = 1, count do
     if levels[i].news then
       local status = lacking(count, slices)
@@ -166,6 +167,10 @@ function store.write(count, slices, now, op_key, op_value, op_ttl)
     sets[n + 1], sets[n + 2] = op_key, op_value
     n = n + 2
   end
+  if own_key then
+    sets[n + 1], sets[n + 2] = own_key, own_value
+    n = n + 2
+  end
   if n > 0 then
     call("MSET", spread(sets))
   end
@@ -179,7 +184,10 @@ function store.write(count, slices, now, op_key, op_value, op_ttl)
     end
   end
   if op_key and op_ttl then
-    call("PEXPIRE", op_key, format("%.0f", op_ttl))
+    call("PEXPIRE", op_key, op_ttl)
+  end
+  if own_key and own_ttl then
+    call("PEXPIRE", own_key, own_ttl)
   end
   return nil
 end

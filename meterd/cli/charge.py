@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from meterd.cli.base import REFUSED, State, verb
+from meterd.cli.base import REFUSED, State, bad_usage, verb
 from meterd.cli.params import AMOUNT, SUBJECT, Subject, costs_of, wait_of
 from meterd.cli.view import decision_text
 from meterd.result import Decision
@@ -95,16 +95,33 @@ def report(
 
 
 @verb()
-@_costs
+@click.argument("subject", type=SUBJECT)
+@click.argument("costs", nargs=-1, metavar="[COST[=AMOUNT]...]")
+@click.option("--amount", type=AMOUNT, metavar="N", help="Of a single COST; default 1.")
+@click.option("--of", metavar="ID", help="Give this whole operation back, once.")
 @_op
 @click.pass_obj
 def refund(
-    state: State, subject: Subject, costs: tuple[str, ...], amount: int | None, op: str | None
+    state: State,
+    subject: Subject,
+    costs: tuple[str, ...],
+    amount: int | None,
+    of: str | None,
+    op: str | None,
 ) -> None:
-    """Give back what was used in the running period, never below zero."""
-    wanted = costs_of(costs, amount)
+    """Give back what was used in the running period, never below zero.
+
+    With --of, a whole operation or committed hold, to where it came from.
+    """
+    if of is not None and (costs or amount is not None):
+        bad_usage("--of gives a whole operation back: it goes without COST and --amount")
+    if of is None and not costs:
+        bad_usage("give COST[=AMOUNT]..., or --of and an operation id")
     with state.meter() as meter:
-        _answer(state, meter.refund(subject, wanted, op=op))
+        if of is not None:
+            _answer(state, meter.refund(subject, of=of, op=op))
+        else:
+            _answer(state, meter.refund(subject, costs_of(costs, amount), op=op))
 
 
 COMMANDS = (check, consume, report, refund)

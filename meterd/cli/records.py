@@ -19,7 +19,7 @@ from meterd.cli.params import (
     Subject,
     path_text,
 )
-from meterd.cli.view import usage_text
+from meterd.cli.view import operation_text, usage_text
 from meterd.keys import segments_of
 
 _MAYBE_UNLIMITED = AmountType(unlimited=True)
@@ -28,10 +28,17 @@ _MAYBE_UNLIMITED = AmountType(unlimited=True)
 @verb()
 @click.argument("subject", type=SUBJECT)
 @click.option("--join", metavar="PLAN", help="Plan to show for a subject not seen yet.")
+@click.option("--op", metavar="ID", help="What became of this operation, or of the hold.")
 @click.pass_obj
-def show(state: State, subject: Subject, join: str | None) -> None:
+def show(state: State, subject: Subject, join: str | None, op: str | None) -> None:
     """Show what a subject has used: a bar per limit, and when it resets in local time."""
+    if op is not None and join is not None:
+        bad_usage("--op looks at what has happened: it goes without --join")
     with state.meter() as meter:
+        if op is not None:
+            found = meter.operation(subject, op)
+            state.emit(found.as_dict(), lambda look: operation_text(found, look))
+            return
         usage = meter.usage(subject, join=join)
     state.emit(usage.as_dict(), lambda look: usage_text(usage, look))
 

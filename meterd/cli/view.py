@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from meterd.catalog import Diff
 from meterd.cli.params import path_text
 from meterd.describe import charges, rule
+from meterd.past import Operation
 from meterd.policy import Plan
 from meterd.result import Decision, Level, LimitState, Usage
 from meterd.term import Look, columns, number, span, table
@@ -118,6 +119,22 @@ def usage_text(usage: Usage, look: Look) -> str:
         lines += ["  " + look.clean(line) for line in hold_lines(level, now)]
     if not usage.levels:
         lines.append(f"{look.clean(path_text(usage.subject))}: nothing is known of it")
+    return "\n".join(lines)
+
+
+def operation_text(found: Operation, look: Look) -> str:
+    """What an operation was and when, what it answered, and what came back of it."""
+    now = datetime.now(UTC)
+    costs = ", ".join(f"{name} {number(amount)}" for name, amount in found.costs.items())
+    said = [f"{found.verb} {costs}".rstrip(), path_text(found.subject)]
+    said += [local_time(found.at, now), f"kept until {local_time(found.expires, now)}"]
+    title = look.bold(look.clean(f"operation {found.op}"))
+    lines = [f"{title}  {look.clean(look.dot.join(said))}"]
+    if found.decision is not None:
+        lines += limit_lines(found.decision.limits, look, waits=False)
+    if found.refund is not None:
+        back = ", ".join(f"{s.name} {number(s.applied)}" for s in found.refund.limits if s.applied)
+        lines.append(look.clean(f"  given back: {back or 'nothing: it was over'}"))
     return "\n".join(lines)
 
 

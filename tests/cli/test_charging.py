@@ -88,6 +88,26 @@ def test_report_goes_beyond_the_limit(stocked: Run) -> None:
     assert missing.stderr.startswith("error: ")
 
 
+def test_a_whole_operation(stocked: Run) -> None:
+    assert stocked("consume", "acme/ana", "credits=30", "--op", "x").exit_code == 0
+    text = stocked("show", "acme", "--op", "x").stdout
+    assert "operation x" in text
+    assert "consume credits 30" in text
+    assert "acme/ana" in text
+    assert "30 / 100 (+30)" in text
+    for replayed in (False, True):
+        data = data_of(stocked("refund", "acme/ana", "--of", "x", "--json"))
+        assert [state["applied"] for state in data["limits"]] == [30]
+        assert data["replayed"] == replayed
+    assert "given back: credits 30" in stocked("show", "acme", "--op", "x").stdout
+    data = data_of(stocked("show", "acme", "--op", "x", "--json"))
+    assert (data["verb"], data["subject"], data["refunded"]) == ("consume", "acme/ana", True)
+    for words in (["show", "acme", "--op", "y"], ["refund", "acme", "--of", "y"]):
+        result = stocked(*words)
+        assert result.exit_code == 1
+        assert "no operation 'y' is known" in result.stderr
+
+
 def test_refunds(stocked: Run) -> None:
     stocked("consume", "acme", "credits=50")
     result = stocked("refund", "acme", "credits=20", "--json")
@@ -126,6 +146,9 @@ def test_segments_with_slashes(stocked: Run) -> None:
         (["consume", "acme", "a", "--amount", "many"], "'many' is not a whole number"),
         (["consume", "acme", "a", "--wait", "soon"], "--wait"),
         (["refund", "acme"], "COST"),
+        (["refund", "acme", "credits", "--of", "x"], "--of"),
+        (["refund", "acme", "--of", "x", "--amount", "2"], "--of"),
+        (["show", "acme", "--op", "x", "--join", "pro"], "--join"),
     ],
 )
 def test_usage_errors(run: Run, words: list[str], message: str) -> None:

@@ -99,6 +99,11 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
         elif text == "n + 1  end of the hold, kept like an operation id":
             least, most = least + 1, most + 1
             kinds.append("end of the hold")
+        elif re.fullmatch(
+            r"then +the operation id to .*, and the end of the hold of that id", text
+        ):
+            least, most = least + 2, most + 2
+            kinds += ["operation id", "end of the hold"]
         elif holds := re.fullmatch(
             r"then +for every level in h of ARGV (\d+): the hash and the sorted set of its holds",
             text,
@@ -118,7 +123,7 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
             least, most = least + 1, most + 1
             kinds.append(single[1])
     assert "hold" not in kinds or kinds[-1] == "hold" or not held, f"{entry}: holds come last"
-    return least, most, held, tuple(kinds)
+    return least, most, held, tuple(dict.fromkeys(kinds))
 
 
 def _arguments(entry: str, lines: list[str]) -> tuple[tuple[str, ...], bool, int]:
@@ -153,8 +158,10 @@ def _statuses(returns: str) -> frozenset[int]:
     """The status bytes that an answer may begin with."""
     if without := re.match(r"as consume,? without (\d(?: and \d)*)", returns):
         return header("consume").statuses - {int(n) for n in without[1].split(" and ")}
-    if besides := re.match(r"as report; besides (\d) [a-z]+", returns):
-        return header("report").statuses | {int(besides[1])}
+    if besides := re.match(
+        r"as (consume|report);(?: 1 replayed .*;)? besides (\d) [a-z]+", returns
+    ):
+        return header(besides[1]).statuses | {int(besides[2])}
     if returns.startswith("as consume"):
         return header("consume").statuses
     if returns.startswith(("a status: ", "status ", "a string; its first byte is the status:")):

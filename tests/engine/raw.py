@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, wire
 from meterd.compile import read_policy
 from meterd.keys import Path
-from meterd.scripts import ENTRIES, Scripts
+from meterd.scripts import ENTRIES, READ_ONLY, Scripts
 from meterd.testing import ManualClock
 from tests.support.servers import Server
 
@@ -115,7 +115,7 @@ def assert_well_formed(entry: str, reply: Any) -> None:
         assert wire.decode_stale(reply)
         assert (len(reply) - 1) % 13 == 0
     elif status == wire.DECIDED or (
-        status == wire.REPLAYED and entry not in ("subscribe", "release")
+        status == wire.REPLAYED and entry not in ("subscribe", "release", "operation")
     ):
         answer = wire.decode_answer(reply, LEVELS)
         for state in answer.limits():
@@ -125,10 +125,14 @@ def assert_well_formed(entry: str, reply: Any) -> None:
             wire.decode_levels(reply, answer.end())
         else:
             assert answer.end() == len(reply)
+    elif status == wire.REPLAYED and entry == "operation":
+        assert len(reply) > 7
     elif status == wire.REPLAYED:
         assert reply[1:] == bytes([wire.DONE])
     elif status == wire.DUE:
         assert wire.decode_due(reply)
+    elif status == wire.UNKNOWN and entry == "refund_of":
+        assert len(reply) == 1 or chr(reply[1]) in "crfhmxs"
     elif status == wire.HOLDS:
         assert sorted(set(reply[1:]) & set(range(1, 5))) == list(reply[1:]) != []
     else:
@@ -142,7 +146,7 @@ def applied(entry: str, reply: Any) -> bool:
     if isinstance(reply, int):
         return reply > 0
     if reply[0] == wire.DECIDED:
-        return entry not in ("check", "usage") and bool(reply[2])
+        return entry not in READ_ONLY and bool(reply[2])
     return bool(reply[0] == wire.DONE)
 
 
@@ -162,6 +166,7 @@ class World:
         meter.set_meta("acme", {"note": [1]})
         meter.reserve("acme/team/ana", {"credits": 1, "api": 1, "jobs": 1}, ttl="1h", op="open")
         meter.reserve("acme", "jobs", op="over").commit()
+        meter.consume("acme/team/ana", "login", op="past")
         meter.limiter("login", Bucket("ip", 5, "1m")).consume("::1")
         self.keys = meter._keys
         self.path = self.keys.path("acme/team/ana")
@@ -170,6 +175,7 @@ class World:
         self.end = self.keys.hold_end(self.path, "open")
         self.pairs = [key for level in (1, 2, 3) for key in self.keys.holds(self.path, level)]
         self.used_op = self.keys.op(self.path, "first")
+        self.past = self.keys.op(self.path, "past")
         self.fresh = self.keys.path("acme2").keys[0]
         self.context = meter._store.context(None)
         stored = client.hgetall(self.keys.policies)
@@ -199,6 +205,11 @@ class World:
         above = [self.team, self.root]
         calls: dict[str, tuple[list[bytes], list[bytes]]] = {
             "usage": ([*levels, *self.pairs], [now, context, self.held]),
+            "refund_of": (
+                [*levels, self.past, self.end, *self.pairs],
+                [now, context, op_argument, self.held],
+            ),
+            "operation": ([*self.path.keys, self.past, self.end], [now]),
             **self.of_holds(levels, charge, now, context),
             "subscribe": (
                 [self.leaf, *([self.op] if op else []), *above],

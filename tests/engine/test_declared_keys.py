@@ -168,6 +168,8 @@ def test_only_the_kinds_are_written_that_the_header_names(runs: list[Run]) -> No
     for entry, kinds in written.items():
         said = header(entry)
         named = {kind for kind in MARKS if kind in said.writes}
+        if "hold" not in said.writes.replace("end of the hold", ""):
+            named.discard("hold")
         assert kinds == (set(said.kinds) if entry == "forget" else named), entry
 
 

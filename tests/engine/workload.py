@@ -88,8 +88,28 @@ def charge(meter: Meter, root: str) -> None:
         meter.report(subject, "credits", 2, op=f"r {len(subject)}/%")
         meter.refund(subject, "credits", 1)
         meter.refund(subject, "credits", 1, op=f"b{len(subject)}")
+        undo(meter, subject)
         meter.usage(subject)
     meter.consume(root, "seats", join="extra")
+
+
+def undo(meter: Meter, subject: tuple[str, ...]) -> None:
+    """Operations are looked up and given back, those that can be and those that cannot."""
+    meter.consume(subject, {"credits": 2, "api": 1}, op=f"d{len(subject)}")
+    for name in (f"d{len(subject)}", f"b{len(subject)}", f"i{len(subject)}/%", "never was"):
+        for ask in (
+            lambda op: meter.operation(subject, op),
+            lambda op: meter.refund(subject, of=op),
+            lambda op: meter.refund(subject, of=op, op=f"e{len(subject)}"),
+            lambda op: meter.refund((*subject[:-1], "other"), of=op),
+        ):
+            with contextlib.suppress(MeterdError):
+                ask(name)
+    meter.consume(subject, "credits", op=f"f{len(subject)}")
+    meter.refund(subject, of=f"f{len(subject)}", op=f"g{len(subject)}")
+    meter.refund(subject, of=f"f{len(subject)}", op=f"g{len(subject)}")
+    with contextlib.suppress(MeterdError):
+        meter.refund(subject, of=f"f{len(subject)}", op=f"c{len(subject)}")  # taken
 
 
 def hold(meter: Meter, subject: tuple[str, ...]) -> None:
@@ -126,7 +146,9 @@ def hold(meter: Meter, subject: tuple[str, ...]) -> None:
 
 def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
     """Every verb comes upon a hold that has expired."""
+    meter.consume(subject, "credits", op=f"z{len(subject)}")
     for verb in (
+        lambda: meter.refund(subject, of=f"z{len(subject)}"),
         lambda: meter.check(subject, "credits"),
         lambda: meter.consume(subject, "api"),
         lambda: meter.report(subject, "credits", 2, op=f"x{len(subject)}"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meterd import Bucket, Meter, OutcomeUnknown, Plan, Pool, Unavailable
+from meterd import Bucket, Meter, OpNotFound, OutcomeUnknown, Plan, Pool, Unavailable
 from tests.faults.fault_tools import (
     CREDITS,
     EVERY_WAY,
@@ -75,6 +75,77 @@ def test_one_fault(
         proxy.next(fault)
         assert ask("seen")["credits"].used == 0
     assert proxy.stats[fault.kind] == 2 * len(verbs) + 2
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("fault", [*LOSING, *HARMLESS], ids=lambda fault: fault.kind)
+@pytest.mark.usefixtures("no_refresh")
+def test_an_operation_is_given_back_once(
+    proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
+) -> None:
+    """Whatever is lost, with an id of its own or without."""
+    waiting = fault in (faulty.DROP, faulty.STALL)
+    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter.consume("acme", "credits", 100, op="seen")
+    meter.refund("acme", of="seen")  # from here on each is one request
+    meter.operation("acme", "seen")
+    meter.consume("acme", "credits", 100)
+    for op, own in (("a", None), ("b", "back")):
+        direct.consume("acme", "credits", 7, op=op)
+        proxy.next(fault)
+        first = certain(op, lambda o=op, w=own: meter.refund("acme", of=o, op=w))
+        assert (first["credits"].used, first["credits"].applied) == (100, 7)
+        assert first.replayed == (fault in LOSING and fault != faulty.CUT_BEFORE)
+        assert certain(op, lambda o=op: meter.refund("acme", of=o)).replayed
+        assert used(direct, "acme") == 100
+        proxy.next(fault)
+        assert meter.operation("acme", op).refunded
+    assert proxy.stats[fault.kind] == 4
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("fault", [faulty.CUT_BEFORE, faulty.CUT_AFTER], ids=lambda f: f.kind)
+def test_an_unknown_outcome_is_looked_up(
+    proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
+) -> None:
+    meter = either(proxy.url, prefix=prefix, timeout=0.2)
+    meter.consume("acme", "credits", 5)
+    sent: list[int] = []
+
+    def losing(index: int) -> Fault:
+        sent.append(index)
+        return fault if len(sent) == 1 else faulty.CUT_BEFORE
+
+    proxy.faults = losing
+    with pytest.raises(OutcomeUnknown) as caught:
+        meter.consume("acme", "credits", 7, op="lost")
+    with pytest.raises(Unavailable):
+        meter.operation("acme", "lost")
+    proxy.calm()
+    assert caught.value.op == "lost"
+    if fault == faulty.CUT_BEFORE:
+        with pytest.raises(OpNotFound):
+            meter.operation("acme", "lost")
+        assert used(direct, "acme") == 5
+    else:
+        assert meter.operation("acme", "lost").decision["credits"].applied == 7
+        assert used(direct, "acme") == 12
+
+
+@EVERY_WAY
+def test_a_refund_that_nobody_answers(
+    proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str
+) -> None:
+    meter = either(proxy.url, prefix=prefix, timeout=0.2)
+    for op in ("seen", "x"):
+        meter.consume("acme", "credits", 7, op=op)
+    meter.refund("acme", of="seen")  # so that the server has the script
+    proxy.faults = lambda index: faulty.CUT_AFTER
+    with pytest.raises(OutcomeUnknown, match="giving 'x' back again is safe"):
+        meter.refund("acme", of="x")
+    proxy.calm()
+    assert meter.refund("acme", of="x").replayed
+    assert used(direct, "acme") == 0
 
 
 @EVERY_WAY

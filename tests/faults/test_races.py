@@ -212,6 +212,44 @@ def test_one_operation_id_in_64_threads(make: Callable[..., Meter]) -> None:
 
 
 @BOTH_WAYS
+def test_one_operation_is_given_back_once(make: Callable[..., Meter]) -> None:
+    meter = make(CREDITS)
+    meter.consume("acme", "credits", 100)
+    for op in ("bare", "with ids"):
+        meter.consume("acme", "credits", 7, op=op)
+
+    def work(number: int) -> Decision:
+        if number % 2:
+            return meter.refund("acme", of="bare")
+        return meter.refund("acme", of="with ids", op=f"back {number}")
+
+    decisions = together(work)
+    assert sum(not decision.replayed for decision in decisions) == 2
+    assert {decision["credits"].applied for decision in decisions} == {7}
+    assert used(meter, "acme") == 100
+
+
+@BOTH_WAYS
+def test_operations_are_given_back_while_others_charge(make: Callable[..., Meter]) -> None:
+    """At the end there is what was charged and not given back, whoever came first."""
+    meter = make(CREDITS)
+
+    def work(number: int) -> int:
+        kept = 0
+        for turn in range(8):
+            op = f"{number}-{turn}"
+            meter.consume("acme", "credits", turn + 1, op=op)
+            if turn % 2:
+                kept += turn + 1
+            else:
+                meter.refund("acme", of=op)
+        return kept
+
+    kept = sum(together(work))
+    assert used(meter, "acme") == kept > 0
+
+
+@BOTH_WAYS
 def test_applies_do_not_overwrite_each_other(make: Callable[..., Meter], prefix: str) -> None:
     meter = make(CREDITS)
     before = meter._store.catalog.revision

@@ -155,6 +155,29 @@ CASES: dict[str, Case] = {
     "refund, stale, op": Case(
         _stale, lambda w: w.meter.refund("acme", "credits", 2, op="x"), repeatable=True
     ),
+    "refund, of": Case(
+        [applied(MIXED), consume(9, op="x")],
+        lambda w: w.meter.refund("acme", of="x"),
+        repeatable=True,
+    ),
+    "refund, of, 3 stale levels, op": Case(
+        [*_deep, consume(9, PATH, op="x"), applied(MIXED, ADD_ON)],
+        lambda w: w.meter.refund(PATH, of="x", op="y"),
+        repeatable=True,
+    ),
+    "refund, of a commit": Case(
+        [
+            applied(POOLS),
+            lambda w: w.meter.reserve("acme", "credits", 9, ttl="1h", op="x").commit(1200),
+        ],
+        lambda w: w.meter.refund("acme", of="x"),
+        repeatable=True,
+    ),
+    "refund, of, lapsed": Case(
+        [applied(POOLS), consume(op="x"), later(DAY_MS - 1000), consume(op="y"), later(2000)],
+        lambda w: w.meter.refund("acme", of="y"),
+        repeatable=True,
+    ),
     "subscribe, unseen": Case(
         [applied(POOLS, ADD_ON)], lambda w: w.meter.subscribe("acme", "extra"), repeatable=True
     ),
