@@ -387,7 +387,8 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     local names = (digest ~= "" and "gap, " or "") .. "gn, gi, gh, gu, gx, gy"
     read_names[#read_names + 1], write_values[#write_values + 1] = names, names
     figures_behind = "dd"
-    table.insert(code, 1, "if gn ~= 1 then return end")
+    -- Which grant a charge came from is for the long way to note.
+    table.insert(code, 1, "if gn ~= 1 " .. (bare and "or gh > 0 " or "") .. "then return end")
   elseif granted or bare and parsed.tail > at then
     local gap = parsed.tail > at and "c" .. number(parsed.tail - at) or ""
     if bare and gap ~= "" then

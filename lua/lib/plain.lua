@@ -86,6 +86,9 @@ local function answer_path(asked, keys, args)
   for i = 1, count do
     local rec = values[i]
     if rec then
+      if with_op and has(byte(rec, 2) or 0, GRANTS) then
+        return nil, values, now, true -- which grant a charge came from has to be noted
+      end
       local by_names = forms[3 * i + asked][sub(rec, 1, 10)]
       local form = by_names and by_names[names]
       if not form then
