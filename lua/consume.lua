@@ -5,7 +5,7 @@
 -- ARGV  1 now       test clock in ms as digits; empty: the server's clock
 --       2 context   4 bytes catalog revision, 8 bytes first-sight policy (0: none), then the group that
 --                   `join` asks for, or "!" where the records follow exactly that policy
---       3 costs     cost names, joined by commas
+--       3 costs     cost names, joined by commas; at the end "+" for the automatic amounts of limits that none reaches
 --       4 amounts   one little-endian double per cost name, whole, 0 .. 10^15
 --       5 op        empty, or 16 bytes of request digest and 6 of retention in ms
 --       6 extra     empty, or msgpack {p = {policy = bytes}, m = {{level, from, old, to}},
@@ -21,46 +21,11 @@
 --                      instant has come, in order, for which no step was brought along
 -- WRITES the records that were charged, first seen or moved, and the operation id; nothing if refused.
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition change record open store op charge compile plain
+--   partition change record open store op charge compile plain spend
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")
   end
   local answer, values, instant, special = plain.answer(CHARGE, keys, args)
-  if answer then
-    return answer
-  end
-  local amount_count = charge.amounts(args[4])
-  local count, now, op_key = charge.read(keys, args, values, instant)
-  if not count then
-    return now
-  end
-  answer = not special and charge.plainly(count, args[3], amount_count, now)
-  if answer then
-    local note = op_key and charge.note(count, CONSUMED, args[3], args[4])
-    local lacking = charge.commit(count, now, args, op_key, answer, note)
-    if lacking then
-      return lacking
-    end
-    plain.prepare(CHARGE, count, args[3], op_key)
-    return answer
-  end
-  local total, code = charge.decide(count, args[3], amount_count, now)
-  if code ~= OK then
-    if code == RATE_LIMITED then
-      plain.prepare(CHARGE, count, args[3], op_key)
-    end
-    answer = charge.answer(count, now, code, false)
-    return code == USAGE_EXCEEDED and charge.exhaust(count, now) or answer
-  end
-  charge.apply(total, now, false)
-  answer = charge.answer(count, now, OK, true)
-  charge.slices(count, now)
-  local note = op_key and charge.note(count, CONSUMED, args[3], args[4], total)
-  local lacking = charge.commit(count, now, args, op_key, answer, note)
-  if lacking then
-    return lacking
-  end
-  plain.prepare(CHARGE, count, args[3], op_key)
-  return answer
+  return answer or spend(keys, args, values, instant, special)
 end

@@ -33,15 +33,19 @@ if TYPE_CHECKING:
     )
     from meterd.grant import Grant
     from meterd.hold import Hold
+    from meterd.keyverbs import AsyncKeys, Keys
     from meterd.lease import Lease
     from meterd.past import Operation
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
     from meterd.result import Code, Decision, HoldState, LimitState, PlanChange, Usage
+    from meterd.verification import ApiKey, KeyCode, Verification
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApiKey",
     "AsyncHold",
+    "AsyncKeys",
     "AsyncLease",
     "AsyncMeter",
     "BatchError",
@@ -54,6 +58,8 @@ __all__ = [
     "Grant",
     "Hold",
     "HoldState",
+    "KeyCode",
+    "Keys",
     "Lease",
     "LimitState",
     "Meter",
@@ -77,6 +83,7 @@ __all__ = [
     "UnsafeServer",
     "Usage",
     "UsageExceeded",
+    "Verification",
     "load_plans",
     "load_toml",
 ]
@@ -90,10 +97,12 @@ _HOMES = {
     "client": ("Meter",),
     "grant": ("Grant",),
     "hold": ("Hold",),
+    "keyverbs": ("AsyncKeys", "Keys"),
     "lease": ("Lease",),
     "past": ("Operation",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
     "result": ("Code", "Decision", "HoldState", "LimitState", "PlanChange", "Usage"),
+    "verification": ("ApiKey", "KeyCode", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -27,6 +27,7 @@ from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
+    from meterd.keyverbs import AsyncKeys
     from meterd.pipeline import AsyncPipeline
 
 T = TypeVar("T")
@@ -157,6 +158,13 @@ class AsyncMeter(AsyncCaller):
         """See `Meter.operation`."""
         return self._call("operation", subject, self._past.operation(subject, op))
 
+    @property
+    def keys(self) -> AsyncKeys:
+        """See `Meter.keys`."""
+        from meterd.keyverbs import AsyncKeys
+
+        return AsyncKeys(self, self._apikeys())
+
     def lease(
         self,
         subject: Subject,
@@ -269,7 +277,7 @@ class AsyncMeter(AsyncCaller):
 
     async def forget(self, subject: Subject) -> int:
         """See `Meter.forget`."""
-        return await self._call("forget", subject, self._forgetting.forget(subject))
+        return await self._call("forget", subject, self._apikeys().forget(subject))
 
     async def harvest(self, *, limit: int | None = None) -> int:
         """See `Meter.harvest`."""

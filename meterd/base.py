@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meterd.administration import Administration
 from meterd.batch import Batch, Call, Outcome
@@ -29,6 +29,9 @@ from meterd.shapes import Shapes
 from meterd.store import Store
 from meterd.subscriptions import Subscriptions
 from meterd.timespec import Seconds, duration_ms, refuse, seconds
+
+if TYPE_CHECKING:
+    from meterd.apikeys import ApiKeys
 
 _log = logging.getLogger("meterd")
 
@@ -123,6 +126,7 @@ class MeterBase:
             self._refusals = Refusals(given_spans, self._store, read)
             if observer is None:
                 self._recall = self._refusals.known
+        self._api_keys: ApiKeys | None = None
         self._closed = False
         self._server: Any = None
         self._connect(given, self._timeout, max_connections, client)
@@ -153,6 +157,14 @@ class MeterBase:
 
     def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
         return LimiterCalls(self._operations, name, limits)
+
+    def _apikeys(self) -> ApiKeys:
+        """The flows of API keys, which many a process never needs."""
+        if self._api_keys is None:
+            from meterd.apikeys import ApiKeys
+
+            self._api_keys = ApiKeys(self._administration, self._refusals)
+        return self._api_keys
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url} prefix={self._keys.prefix!r}>"

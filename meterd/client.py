@@ -21,6 +21,7 @@ from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
+    from meterd.keyverbs import Keys
     from meterd.pipeline import Pipeline
 
 T = TypeVar("T")
@@ -193,6 +194,13 @@ class Meter(Caller):
         """
         return self._call("operation", subject, self._past.operation(subject, op))
 
+    @property
+    def keys(self) -> Keys:
+        """API keys: `meter.keys.verify(secret)` and the verbs that make and change them."""
+        from meterd.keyverbs import Keys
+
+        return Keys(self, self._apikeys())
+
     def lease(
         self,
         subject: Subject,
@@ -314,7 +322,7 @@ class Meter(Caller):
 
     def forget(self, subject: Subject) -> int:
         """Removes everything at and below a subject; how many keys that were. Resumable."""
-        return self._call("forget", subject, self._forgetting.forget(subject))
+        return self._call("forget", subject, self._apikeys().forget(subject))
 
     def harvest(self, *, limit: int | None = None) -> int:
         """Puts what is billed and not there yet into the outbox; how many entries that made.

@@ -171,10 +171,14 @@ def compile_policy(plans: Sequence[Plan], horizon: int = _FIRST_HORIZON) -> Poli
     held = tuple((p.group, p.id, definition_hash(p), is_private(p)) for p in ordered)
     # A policy without zones is the same at every horizon, under one name.
     horizon_ms = year_ms(horizon) if zones and horizon < _LAST_HORIZON else 2**53
-    blob = msgpack.packb(
-        [2, horizon_ms, [[z, transitions(z, horizon)] for z in zones], held, rows],
-        use_bin_type=False,
-    )
+    parts: list[Any] = [2, horizon_ms, [[z, transitions(z, horizon)] for z in zones], held, rows]
+    autos: list[int] = []
+    for position, limit in enumerate(limits, 1):
+        if isinstance(limit, Pool | Bucket) and limit.auto_amount:
+            autos += (position, limit.auto_amount)
+    if autos:
+        parts.append(autos)
+    blob = msgpack.packb(parts, use_bin_type=False)
     name = hashlib.sha1(blob).digest()[:8]
     return Policy(name, blob, horizon, held, tuple(limit.name for limit in limits))
 

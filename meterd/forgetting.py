@@ -53,6 +53,16 @@ class Forgetting:
         self._operations.forget_hints()
         return removed
 
+    def one(self, path: Path) -> Flow[int]:
+        """Removes what is stored of one subject."""
+        removed = yield from self._records(path.tag, [path.keys[-1]], self._keys.meta(path))
+        self._operations.forget_hints()
+        return removed
+
+    def remove(self, keys: list[bytes]) -> Flow[int]:
+        """Removes keys that are neither records nor their holds."""
+        return (yield from self._remove(keys, Needs()))
+
     def _records(self, tag: bytes, records: list[bytes], *others: bytes) -> Flow[int]:
         """Records, each with its holds."""
         keys = [*records, *others]

@@ -10,6 +10,9 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{tag}:h:<subject>     open holds of a subject
     meterd:{tag}:x:<subject>     when they end
     meterd:{tag}:e:<root>/<id>   how a hold was ended
+    meterd:{tag}:k:<id>          an API key
+    meterd:{tag}:k:<owner>/      ids of the API keys of an owner
+    meterd:{tag}:k:<sha256>      which API key an imported secret belongs to
     meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
     meterd:{tag}:events          events of the partition's subjects
     meterd:{tag}:outbox          what is billed and not delivered yet
@@ -219,6 +222,21 @@ class Keyspace:
     def hold_end(self, path: Path, hold_id: str) -> bytes:
         """Where it is kept how a hold of the path's root was ended."""
         return b"%b:{%b}:e:%b/%b" % (self._raw, path.tag, path.root, hold_id.encode())
+
+    def api_key(self, partition: int, key_id: str) -> bytes:
+        """Where an API key of a partition is kept."""
+        tag = TAGS[partition * 3 : partition * 3 + 3]
+        return b"%b:{%b}:k:%b" % (self._raw, tag, key_id.encode())
+
+    def api_keys(self, owner: Path) -> bytes:
+        """The ids of the API keys of an owner. No id, and no digest, holds a "/"."""
+        head, _, subject = owner.keys[-1].partition(b"}:s:")
+        return b"%b}:k:%b/" % (head, subject)
+
+    def api_key_of(self, sha256: bytes) -> bytes:
+        """Which API key the secret of that digest was imported as; the digest is its partition."""
+        at = int.from_bytes(sha256[:2], "big") % 1024 * 3
+        return b"%b:{%b}:k:%b" % (self._raw, TAGS[at : at + 3], sha256.hex().encode())
 
     def ops_pattern(self, path: Path, kind: bytes = b"o") -> bytes:
         """SCAN pattern of every operation id (or end of a hold, b"e") of the path's root."""

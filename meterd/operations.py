@@ -140,11 +140,7 @@ class Operations:
                 if fallback is None:
                     raise
                 return fallback
-            hint_key = (path.keys[-1], role.hint)
-            behind = self._hinted(hint_key, role).leads_on
-            decision = decode(reply, path, op_id, behind=behind)
-            if behind and decision.allowed and verb not in READ_ONLY:
-                self._written(hint_key)
+            decision = self.decision(verb, path, role, reply, op_id)
             if decision.code is Code.NO_PLAN:
                 role.complain()
             if not patience or decision.allowed or decision.retry_after is None:
@@ -157,6 +153,17 @@ class Operations:
         if verb == "report" and not decision.allowed:
             refusal = NoPlan if decision.code is Code.NO_PLAN else NotIncluded
             raise refusal(f"report: nothing was recorded: {decision.code}", decision)
+        return decision
+
+    def decision(
+        self, verb: str, path: Path, role: Joining | Pinned, reply: bytes, op: str | None
+    ) -> Decision:
+        """What a reply says; an allowed charge has moved on the records that were behind."""
+        hint_key = (path.keys[-1], role.hint)
+        behind = self._hinted(hint_key, role).leads_on
+        decision = decode(reply, path, op, behind=behind)
+        if behind and decision.allowed and verb not in READ_ONLY:
+            self._written(hint_key)
         return decision
 
     def resume(self, shape: Shape, given: Any, deadline: float) -> Flow[Decision]:

@@ -45,14 +45,17 @@ LIBRARIES = (
     "undo",
     "compile",
     "plain",
+    "spend",
     "finish",
     "assign",
+    "apikey",
 )
 ENTRIES = (
     "consume", "check", "report", "refund", "refund_of", "operation", "usage",
     "reserve", "commit", "release", "renew", "tally",
     "grant", "void", "harvest",
     "subscribe", "unsubscribe", "override", "adjust", "set_meta", "forget", "apply",
+    "keys_create", "keys_verify", "keys_update", "keys_rotate", "keys_point",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
 _KEPT = frozenset({"compile", "plain"})
@@ -73,7 +76,7 @@ def lua_root() -> Path:
 
 
 def _marked(source: str, mark: str) -> list[str]:
-    """The words behind a mark; a line that begins with two spaces more goes on with them."""
+    """The words behind a mark; lines that are indented below it go on."""
     found = re.search(rf"^-- @{mark} (.*(?:\n--  .*)*)$", source, re.MULTILINE)
     return found.group(1).replace("\n--", "").split() if found else []
 

@@ -44,6 +44,9 @@ _KINDS = {
     "f": "bucket", "s": "bucket", "t": "bucket", "l": "slots", "g": "flag",
 }  # fmt: skip
 _ONE = struct.pack("<d", 1)
+# Codes of `keys_verify` that no charge ever has.
+KEY_DISABLED, KEY_EXPIRED = 5, 6
+AUTO = "+"  # among cost names: the automatic amounts of limits that no other name reaches
 
 
 class Costs(NamedTuple):
@@ -96,6 +99,21 @@ def encode_costs(costs: str | Mapping[str, int], amount: int = 1) -> Costs:
     joined = b",".join([_checked_name(name) for name in names])
     values = tuple([check_amount(value, f"amount of {name!r}") for name, value in costs.items()])
     return Costs(names, joined, struct.pack(f"<{len(values)}d", *values), values)
+
+
+def with_auto(costs: Costs | None, amount: int = 1) -> Costs:
+    """Beside `costs`, so many times every automatic amount of limits that they do not reach."""
+    packed = struct.pack("<d", amount)
+    if costs is None:
+        return Costs((AUTO,), AUTO.encode(), packed, (amount,))
+    if len(costs.names) > 63:
+        raise PolicyError(f"costs: {len(costs.names)} names; allowed: at most 63 beside auto=True")
+    return Costs(
+        (*costs.names, AUTO),
+        costs.joined + b"," + AUTO.encode(),
+        costs.amounts + packed,
+        (*costs.values, amount),
+    )
 
 
 def check_op(op: object) -> str:
@@ -319,6 +337,19 @@ def now_of(reply: bytes) -> int:
 def answered_at(reply: bytes) -> int:
     """The server's now of a status 0 or 1 reply, in ms."""
     return int(_HEAD.unpack_from(reply, 1 if reply[0] == REPLAYED else 0)[4])
+
+
+def end_of(reply: bytes) -> int:
+    """Where the answer of a status 0 or 1 reply ends."""
+    try:
+        start = 1 if reply[0] == REPLAYED else 0
+        at = start + HEAD_BYTES
+        for _ in range(reply[start + 3]):
+            _, count, length = _SECTION.unpack_from(reply, at)
+            at += _SECTION.size + length + count * _figures(1).size
+    except (struct.error, IndexError) as error:
+        raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
+    return at
 
 
 def _limits(

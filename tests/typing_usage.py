@@ -9,7 +9,9 @@ from typing import Any, assert_type
 
 import meterd
 from meterd import (
+    ApiKey,
     AsyncHold,
+    AsyncKeys,
     AsyncLease,
     AsyncMeter,
     BatchError,
@@ -21,6 +23,8 @@ from meterd import (
     Flag,
     Hold,
     HoldState,
+    KeyCode,
+    Keys,
     Lease,
     LimitState,
     Meter,
@@ -33,6 +37,7 @@ from meterd import (
     Refused,
     Slots,
     Usage,
+    Verification,
     load_plans,
     load_toml,
 )
@@ -92,6 +97,60 @@ def decisions(decision: Decision) -> None:
     assert_type(state.remaining, int | None)
     assert_type(state.resets_at, datetime | None)
     assert_type(state.retry_after, float | None)
+
+
+def verified(found: Verification) -> None:
+    if found:
+        assert_type(found.decision, Decision | None)
+    assert_type(found.valid, bool)
+    assert_type(found.code, KeyCode)
+    assert_type(found.credits, int | None)
+    assert_type(found.ratelimits, dict[str, LimitState])
+    assert_type(found.key_id, str | None)
+    assert_type(found.subject, Subject | None)
+    assert_type(found.owner, Subject | None)
+    assert_type(found.name, str | None)
+    assert_type(found.meta, Mapping[str, Any])
+    assert_type(found.as_dict(), dict[str, Any])
+
+
+def keys(meter: Meter) -> None:
+    assert_type(meter.keys, Keys)
+    key = meter.keys.create(
+        ("acme", "a/b"),
+        limits=[Pool("credits", 1000), Bucket("api", 5, "1s", auto=1)],
+        join="free",
+        name="ci",
+        expires="30d",
+        meta={"env": ["test"]},
+        prefix="acme_live",
+    )
+    assert_type(key, ApiKey)
+    assert_type(key.secret, str | None)
+    assert_type(key.subject, Subject)
+    assert_type(key.expires, datetime | None)
+    assert_type(key.created, datetime)
+    assert_type(meter.keys.create("acme", sha256=b"0" * 32).imported, bool)
+    verified(meter.keys.verify(key.secret or "", {"tokens": 5}, auto=False, op=True))
+    verified(meter.keys.verify("mk_", "tokens", 5, op="request-1"))
+    assert_type(meter.keys.get(key.id), ApiKey | None)
+    assert_type(meter.keys.list("acme"), list[ApiKey])
+    assert_type(meter.keys.update(key.id, enabled=False, limits=(), name=None), ApiKey)
+    meter.keys.update(key.id, expires=datetime(2030, 1, 1, tzinfo=UTC), meta={"a": 1})
+    assert_type(meter.keys.rotate(key.id, overlap=timedelta(hours=1)), ApiKey)
+    assert_type(meter.keys.revoke(key.id), bool)
+
+
+async def async_keys(meter: AsyncMeter) -> None:
+    assert_type(meter.keys, AsyncKeys)
+    key = await meter.keys.create("acme", limits=[Flag("beta")])
+    assert_type(key, ApiKey)
+    verified(await meter.keys.verify(key.secret or "", "tokens", 5))
+    assert_type(await meter.keys.get(key.id), ApiKey | None)
+    assert_type(await meter.keys.list("acme"), list[ApiKey])
+    assert_type(await meter.keys.update(key.id, enabled=True), ApiKey)
+    assert_type(await meter.keys.rotate(key.id, overlap="1h"), ApiKey)
+    assert_type(await meter.keys.revoke(key.id), bool)
 
 
 def sync() -> None:
@@ -243,6 +302,9 @@ def mistakes(meter: Meter, later: AsyncMeter) -> None:
     print(later.usage("acme")["credits"])  # type: ignore[index]
     meter.pipeline().consume("acme", "tokens", wait=1)  # type: ignore[call-arg]
     print(meter.pipeline().check("acme", "tokens").allowed)  # type: ignore[attr-defined]
+    meter.keys.create("acme", secret="mk_")  # type: ignore[call-arg]
+    meter.keys.update("key_", enabled=None)  # type: ignore[arg-type]
+    print(later.keys.verify("mk_").valid)  # type: ignore[attr-defined]
 
 
 def embedded_and_fake() -> None:

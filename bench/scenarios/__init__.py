@@ -3,6 +3,7 @@
 from . import (  # noqa: I001  # the order of the report
     server_time,
     decision,
+    keys,
     storage,
     sync,
     asynchronous,
@@ -21,6 +22,7 @@ __all__ = [
     "connection",
     "decision",
     "imports",
+    "keys",
     "local",
     "open_loop",
     "refusals",

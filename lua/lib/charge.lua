@@ -334,7 +334,7 @@ function charge.answer(count, now, code, allowed)
     end
   end
   if not counted then
-    balance = 0
+    balance = code == OK and NONE or 0
   elseif balance == huge then
     balance = NONE
   end

@@ -124,4 +124,9 @@ function plain.answer(asked, keys, args)
   return answer
 end
 
+-- A path takes the long way.
+function plain.path(_, _, _, values, now)
+  return nil, values, now
+end
+
 function plain.prepare() end

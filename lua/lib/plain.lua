@@ -71,17 +71,20 @@ local function answer_once(asked, keys, args)
   return answer
 end
 
--- A path of records, or an operation id. Returns as plain.answer.
-local function answer_path(asked, keys, args)
+-- A path of records, or an operation id. `values`, `now`: what is stored under the keys and the instant, where they
+-- have been read. Returns as plain.answer.
+function plain.path(asked, keys, args, values, now)
   local count, context, names = #keys, contexts[args[2]], args[3]
   local with_op = args[5] ~= "" and op.check(args[5], keys[count])
   if with_op then
     count = count - 1
   end
   if count < 1 or count > 4 or not context then
-    return nil
+    return nil, values, now
   end
-  local values, now = call("MGET", spread(keys)), clock(args[1])
+  if not values then
+    values, now = call("MGET", spread(keys)), clock(args[1])
+  end
   local shown, balance, whole = 1, NO_BOUND, false
   for i = 1, count do
     local rec = values[i]
@@ -119,7 +122,7 @@ local function answer_path(asked, keys, args)
   end
   sections[1] = spack("<BBBBdd", 0, 0, 1, shown - 1, now, balance < NO_BOUND and balance or NONE)
   local answer = join(sections, shown)
-  if asked ~= CHECK then
+  if asked ~= CHECK and (shown > 1 or with_op) then
     write_path(keys, values, shown, now, args, with_op and keys[count + 1], answer, asked)
   end
   return answer
@@ -133,7 +136,7 @@ function plain.answer(asked, keys, args)
   elseif args[5] ~= "" and #keys == 2 and asked ~= CHECK then
     return answer_once(asked, keys, args)
   elseif #keys ~= 1 or args[5] ~= "" then
-    return answer_path(asked, keys, args)
+    return plain.path(asked, keys, args)
   end
   local rec = call("GET", keys[1])
   local by_names = rec and forms[asked][sub(rec, 1, 10)]

@@ -2,7 +2,7 @@
 -- the SHA-1 of its bytes. A parsed policy is a pure function of those bytes, so a function library
 -- keeps it for the next call; where nothing outlives a call it is parsed anew.
 --
--- Bytes: msgpack [2, horizon ms, zones, plans, limits]
+-- Bytes: msgpack [2, horizon ms, zones, plans, limits], and where limits have an automatic amount, these
 --   zones   [name, packed transitions], ...
 --   plans   [group, id, definition hash, private], ...
 --   limits  [1, name, limit, overage, rollover, carry_debt, unit, every, mode, anchor, zone, bill, rates,
@@ -10,6 +10,7 @@
 --           [2 fixed | 3 sliding | 4 token, name, limit, burst, per ms, rates]
 --           [5, name]                                                                    flag
 --           [0, name, limit, rates]                                                      slots
+--   autos   [position among the limits, amount, ...]: what verifying an API key charges unasked
 --   -2^53 stands for "no limit"; zone 0 is UTC; bill: 0 none, 1 use, 2 overage; rates is [cost, factor, ...],
 --   empty for its own name; warn_at counts in millionths, warn_below in units, each ascending.
 -- @gives policy split_names
@@ -161,7 +162,14 @@ local function valid(data)
     end
     names[row[2]] = true
   end
-  return type(data[5]) == "table"
+  local autos = data[6] or {}
+  for a = 1, #autos, 2 do
+    local row = data[5][autos[a]]
+    if not row or row[1] == FLAG or row[1] == SLOTS or not is_whole(autos[a + 1], 1, MAX_AMOUNT) then
+      return false
+    end
+  end
+  return type(data[5]) == "table" and type(autos) == "table"
 end
 
 local function parse(fp, blob)
@@ -203,6 +211,9 @@ local function parse(fp, blob)
     end
     parsed.limits[i], parsed.names[L.name] = L, L
     parsed.billed = parsed.billed or L.kind == POOL and L.bill > 0
+  end
+  for a = 1, #(data[6] or ""), 2 do
+    parsed.limits[data[6][a]].auto = data[6][a + 1]
   end
   parsed.tail = at -- where the variable part of a record begins
   parsed.forgettable = #parsed.limits > 0 and forgettable_after(parsed.limits) or nil
@@ -279,21 +290,26 @@ local function reaching(L, first, again, reached)
 end
 
 -- What a set of cost names means under a policy: which limits are charged, in record order, by which
--- amounts at which factors.
+-- amounts at which factors. "+" at its end stands for the automatic amounts of limits that no other name reaches.
 local function make_shape(parsed, text)
-  local every = text == "*"
-  local names = every and {} or split_names(text)
+  local every, auto = text == "*", text == "+" or sub(text, -2) == ",+"
+  local names = (every or text == "+") and {} or split_names(auto and sub(text, 1, -3) or text)
   local reached, first, again = {}, {}, {}
   for j = #names, 1, -1 do
     again[j], first[names[j]] = first[names[j]], j
   end
+  local last = (every or auto) and #names + 1 or #names
+  reached[#names + 1] = auto
   local shape = {
-    names = every and 1 or #names, reached = reached, whole = true, simple = true, heads = {},
+    names = last, reached = reached, whole = true, simple = true, heads = {},
     indexed = false, -- whether it reaches a pool that resets or is billed
   }
   local described, count, at = {}, 0, HEADER + 1
   for i, L in ipairs(parsed.limits) do
     local list = every and { { 1, 1 } } or reaching(L, first, again, reached)
+    if auto and not list and L.auto then
+      list = { { last, L.auto } }
+    end
     if list then
       count = count + 1
       local target = { index = i, limit = L, term = list[1][1], factor = list[1][2], first = 0 }

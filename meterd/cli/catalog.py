@@ -81,7 +81,7 @@ def subscribe(
         bad_usage("give a PLAN or --limits")
     arguments: dict[str, Any] = {"change": change, "anchor": anchor, "op": op}
     if limits is not None:
-        arguments["limits"] = _only_plan(limits)
+        arguments["limits"] = only_plan(limits)
     with state.meter() as meter:
         meter.subscribe(subject, plan, **arguments)
     _done(state, subject, plan, "subscribed to", plan or "its own limits")
@@ -98,7 +98,8 @@ def unsubscribe(state: State, subject: Subject, plan: str) -> None:
     _done(state, subject, plan, "unsubscribed from", plan)
 
 
-def _only_plan(source: str) -> tuple[Any, ...]:
+def only_plan(source: str) -> tuple[Any, ...]:
+    """The limits of a file or module that holds a single plan."""
     found = load_plans(source)
     if len(found) != 1:
         bad_usage(f"--limits: {source} has {len(found)} plans; a private plan is a single one")

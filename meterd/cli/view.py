@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -12,6 +13,7 @@ from meterd.past import Operation
 from meterd.policy import Plan
 from meterd.result import Decision, Level, LimitState, Usage
 from meterd.term import Look, columns, number, span, table
+from meterd.verification import ApiKey
 
 _BAR_WIDTH = 20
 _HOLDS_SHOWN = 10
@@ -136,6 +138,40 @@ def operation_text(found: Operation, look: Look) -> str:
         back = ", ".join(f"{s.name} {number(s.applied)}" for s in found.refund.limits if s.applied)
         lines.append(look.clean(f"  given back: {back or 'nothing: it was over'}"))
     return "\n".join(lines)
+
+
+def key_text(key: ApiKey, look: Look, now: datetime) -> str:
+    """An API key, and what is said of it."""
+    said = _key_state(key, now)
+    title = look.bold(look.clean(key.id)) + "  " + look.dim(look.clean(look.dot.join(said)))
+    lines = [title, f"  charges {path_text(key.subject)}"]
+    if key.name is not None:
+        lines.append(f"  name {key.name}")
+    lines.append(f"  created {local_time(key.created, now)}")
+    if key.overlap is not None and key.overlap > now:
+        lines.append(f"  former secret good until {local_time(key.overlap, now)}")
+    if key.meta:
+        lines.append(f"  meta {json.dumps(dict(key.meta), ensure_ascii=False)}")
+    return "\n".join([lines[0], *map(look.clean, lines[1:])])
+
+
+def keys_text(keys: Sequence[ApiKey], look: Look, now: datetime) -> str:
+    """A line per API key."""
+    rows = [
+        [key.id, key.name or "", look.dot.join(_key_state(key, now)), local_time(key.created, now)]
+        for key in keys
+    ]
+    if not rows:
+        return "no keys"
+    return "\n".join(table(look, ["id", "name", "state", "created"], rows))
+
+
+def _key_state(key: ApiKey, now: datetime) -> list[str]:
+    said = ["enabled" if key.enabled else "disabled"]
+    if key.expires is not None:
+        word = "expires" if key.expires > now else "expired"
+        said.append(f"{word} {local_time(key.expires, now)}")
+    return said + (["imported"] if key.imported else [])
 
 
 def hold_lines(level: Level, now: datetime) -> list[str]:

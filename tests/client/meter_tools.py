@@ -74,6 +74,10 @@ class AnyMeter:
     def limiter(self, name: str, *limits: Bucket) -> AnyMeter:
         return AnyMeter(self.raw.limiter(name, *limits), self.runner)
 
+    @property
+    def keys(self) -> AnyMeter:
+        return AnyMeter(self.raw.keys, self.runner)
+
     def subjects(self, root: Any = None) -> list[Any]:
         found = self.raw.subjects(root) if root is not None else self.raw.subjects()
         return list(found) if self.runner is None else self.runner.run(_listed(found))

@@ -15,7 +15,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from meterd import AsyncMeter, Bucket, Meter, PolicyError, Unavailable
+from meterd import AsyncKeys, AsyncMeter, Bucket, Keys, Meter, PolicyError, Unavailable
 from meterd.pipeline import AsyncPipeline, Pipeline
 from tests.client.meter_tools import PLANS, Make, fresh_prefix, requests_of
 from tests.support.servers import Server
@@ -77,6 +77,35 @@ def test_both_holds_have_the_same_names_and_signatures(server: Server) -> None:
             assert parameters(getattr(one, name)) == parameters(getattr(two, name)), name
 
 
+def test_both_kinds_of_keys_have_the_same_verbs_and_signatures() -> None:
+    assert public(Keys).keys() == public(AsyncKeys).keys()
+    for name in public(Keys):
+        assert parameters(getattr(Keys, name)) == parameters(getattr(AsyncKeys, name)), name
+        assert getattr(Keys, name).__doc__, name
+
+
+PROMISED_OF_KEYS = {
+    "create": (
+        "(owner, *, limits=(), join=None, name=None, expires=None, meta=None, prefix='mk', "
+        "sha256=None)"
+    ),
+    "verify": "(secret, costs=None, amount=1, *, auto=True, op=None)",
+    "get": "(id)",
+    "list": "(owner)",
+    "update": (
+        "(id, *, enabled=UNCHANGED, limits=UNCHANGED, name=UNCHANGED, expires=UNCHANGED, "
+        "meta=UNCHANGED)"
+    ),
+    "revoke": "(id)",
+    "rotate": "(id, *, overlap='0s')",
+}
+
+
+@pytest.mark.parametrize(("name", "promised"), PROMISED_OF_KEYS.items())
+def test_signatures_of_keys_are_the_promised_ones(name: str, promised: str) -> None:
+    assert bare(getattr(Keys, name)) == promised
+
+
 PROMISED = {
     "check": "(subject, costs, amount=1, *, join=None)",
     "consume": "(subject, costs, amount=1, *, op=None, join=None, wait=0)",
@@ -103,12 +132,18 @@ PROMISED = {
 
 @pytest.mark.parametrize(("name", "promised"), PROMISED.items())
 def test_signatures_are_the_promised_ones(name: str, promised: str) -> None:
-    bare = inspect.signature(getattr(Meter, name))
-    shown = bare.replace(
-        parameters=[p.replace(annotation=p.empty) for p in list(bare.parameters.values())[1:]],
-        return_annotation=bare.empty,
+    assert bare(getattr(Meter, name)) == promised
+
+
+def bare(verb: Callable[..., Any]) -> str:
+    """The signature without annotations and without self."""
+    found = inspect.signature(verb)
+    return str(
+        found.replace(
+            parameters=[p.replace(annotation=p.empty) for p in list(found.parameters.values())[1:]],
+            return_annotation=found.empty,
+        )
     )
-    assert str(shown) == promised
 
 
 def test_the_constructor_takes_what_was_promised() -> None:

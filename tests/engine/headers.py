@@ -96,6 +96,9 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
         elif levels := re.fullmatch(r"1\.\.n +(record) .*\(n = (\d)\.\.(\d)\)", text):
             least, most, paths = int(levels[2]), most + int(levels[3]), int(levels[3])
             kinds.append(levels[1])
+        elif text in ("1 API key", "then   the API key"):
+            least, most = least + 1, most + 1
+            kinds.append("API key")
         elif text == "n + 1  end of the hold, kept like an operation id":
             least, most = least + 1, most + 1
             kinds.append("end of the hold")
@@ -115,8 +118,8 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
             kinds.append("operation id")
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
             least, most = 1, int(many[2])
-            kinds += ["record", "meta", "hold", "operation id", "end of the hold"]
-            assert many[1] == "record, meta, holds, operation ids, ends of holds"
+            kinds += ["record", "meta", "hold", "operation id", "end of the hold", "API key"]
+            assert many[1] == "record, meta, holds, operation ids, ends of holds, API keys"
         else:
             single = re.fullmatch(r"1 (record|meta|catalog)", text)
             assert single, f"{entry}: unreadable key {text!r}"

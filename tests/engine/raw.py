@@ -18,9 +18,10 @@ import msgpack
 import redis
 from redis.exceptions import ResponseError
 
-from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, wire
+from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, secret, wire
 from meterd.compile import read_policy
-from meterd.keys import Path
+from meterd.keyentry import unpack_about
+from meterd.keys import Path, partition_of
 from meterd.scripts import ENTRIES, READ_ONLY, Scripts
 from meterd.testing import ManualClock
 from tests.support.servers import Server
@@ -114,6 +115,10 @@ def assert_well_formed(entry: str, reply: Any) -> None:
     elif status == wire.STALE:
         assert wire.decode_stale(reply)
         assert (len(reply) - 1) % 13 == 0
+    elif entry == "keys_verify" and status in (wire.DECIDED, wire.REPLAYED):
+        if reply[1] not in (wire.KEY_DISABLED, wire.KEY_EXPIRED):
+            wire.decode_answer(reply, LEVELS).limits()
+        unpack_about(reply[wire.end_of(reply) :])
     elif status == wire.DECIDED or (
         status == wire.REPLAYED and entry not in ("subscribe", "release", "operation")
     ):
@@ -168,12 +173,16 @@ class World:
         meter.reserve("acme", "jobs", op="over").commit()
         meter.consume("acme/team/ana", "login", op="past")
         meter.limiter("login", Bucket("ip", 5, "1m")).consume("::1")
+        self.api_key = meter.keys.create("acme", limits=[Bucket("api", 5, "1m", auto=1)])
         self.keys = meter._keys
         self.path = self.keys.path("acme/team/ana")
         self.root, self.team, self.leaf = self.path.keys
         self.op, self.meta = self.keys.op(self.path, "new"), self.keys.meta(self.keys.path("acme"))
         self.end = self.keys.hold_end(self.path, "open")
         self.pairs = [key for level in (1, 2, 3) for key in self.keys.holds(self.path, level)]
+        self.secret = secret.digest(str(self.api_key.secret))
+        self.key_path = self.keys.path(self.api_key.subject)
+        self.entry = self.keys.api_key(partition_of(self.key_path.root), self.api_key.id)
         self.used_op = self.keys.op(self.path, "first")
         self.past = self.keys.op(self.path, "past")
         self.fresh = self.keys.path("acme2").keys[0]
@@ -245,6 +254,7 @@ class World:
                 ],
             ),
             "adjust": ([self.leaf, *above], [now, context, b"credits", b"2", bring]),
+            **self.of_keys(charge, op=op),
             "set_meta": ([self.meta], [b"field", b'"value"']),
             "forget": ([self.leaf], []),
             "apply": ([self.keys.catalog], [self.client.get(self.keys.catalog), b"new"]),
@@ -267,6 +277,23 @@ class World:
                 [*path, *self.pairs],
                 [now, context, b"credits,api", amounts(1, 1), *ids, b""],
             ),
+        }
+
+    def of_keys(
+        self, charge: list[bytes], *, op: bool
+    ) -> dict[str, tuple[list[bytes], list[bytes]]]:
+        """As `valid`, for the entries of API keys."""
+        about = msgpack.packb({"o": ["acme"], "p": "mk"})
+        free, pointer = self.entry[:-1] + b"-", self.keys.api_key_of(bytes(32))
+        held = [key for level in (1, 2) for key in self.keys.holds(self.key_path, level)]
+        path = [*self.key_path.keys, *([self.op] if op else []), self.entry, *held]
+        bring = extra(self.policies, held=(1, 2))
+        return {
+            "keys_create": ([free], [charge[0], bytes(32), b"", about]),
+            "keys_verify": (path, [*charge[:5], bring, self.secret]),
+            "keys_update": ([self.entry], [b"disabled", b"none", b"=name", b"-"]),
+            "keys_rotate": ([self.entry], [charge[0], bytes(32), b"1000"]),
+            "keys_point": ([pointer], [b"", b"pointer"]),
         }
 
     def move_leaf(self) -> bytes:
@@ -347,10 +374,21 @@ def _is_leaving(text: bytes) -> bool:
     )
 
 
+def _is_about(text: bytes) -> bool:
+    try:
+        found = msgpack.unpackb(text, raw=True, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return False
+    return isinstance(found, dict) and isinstance(found.get(b"o"), list | dict)
+
+
 VALID: dict[str, Any] = {
     "now": _is_instant,
     "context": _is_context,
-    "costs": lambda t: t == b"*" or (all(map(_is_name, t.split(b","))) and t.count(b",") < 64),
+    "costs": lambda t: (
+        t in (b"*", b"+")
+        or (all(map(_is_name, t.removesuffix(b",+").split(b","))) and t.count(b",") < 64)
+    ),
     "amounts": _is_amounts,
     "op": lambda t: t == b"" or (len(t) == 22 and t[16:] != bytes(6)),
     "extra": lambda _: True,  # what it must not be has a table of its own
@@ -375,19 +413,33 @@ VALID: dict[str, Any] = {
     "value": lambda _: True,
     "expected": lambda _: True,
     "catalog": bool,
+    "sha": lambda t: len(t) == 32,
+    "until": lambda t: t == b"none" or _is_instant(t),
+    "about": _is_about,
+    "state": lambda t: t in (b"", b"enabled", b"disabled", b"revoked"),
+    "label": lambda t: t in (b"", b"-") or (t[:1] == b"=" and len(t) > 1),
+    "notes": lambda t: t in (b"", b"-") or (t[:1] == b"=" and len(t) > 1),
+    "overlap": lambda t: t.isdigit() and len(t) <= 14,
+    "pointer": lambda _: True,
     "hold": lambda t: 1 <= len(t) <= 128,
     "ttl": lambda t: t.isdigit() and len(t) <= 11 and 1 <= int(t) <= 366 * 86_400_000,
 }
 """Whether a text is allowed at all as an argument of that name, by itself."""
 # Where it is otherwise.
-_EMPTY = {("commit", "costs"), ("commit", "amounts"), ("tally", "ttl")}
+_EMPTY = {
+    ("commit", "costs"), ("commit", "amounts"), ("tally", "ttl"),
+    ("keys_verify", "costs"), ("keys_verify", "amounts"),
+}  # fmt: skip
 _NEVER_EMPTY = {("commit", "op"), ("release", "op")}
+_NOT_NONE = {("keys_create", "until")}
 
 
 def is_valid(entry: str, name: str, text: bytes) -> bool:
     """As `VALID`, for this entry."""
     if text == b"" and (entry, name) in _EMPTY | _NEVER_EMPTY:
         return (entry, name) in _EMPTY
+    if text == b"none" and (entry, name) in _NOT_NONE:
+        return False
     return bool(VALID[name](text))
 
 

@@ -36,7 +36,7 @@ MAY_DELETE = {"HDEL", "ZREM", "DEL"}  # a hash or a set that loses its last memb
 # What a client sends besides scripts. KEYS and FLUSHDB, say, are not among it.
 PLAIN = {
     "CLIENT", "CLUSTER", "FUNCTION", "GET", "HELLO", "HGET", "HSET", "INFO", "PING", "SADD", "SCAN",
-    "SELECT", "SETNX", "SMEMBERS",
+    "MGET", "SELECT", "SETNX", "SMEMBERS", "SREM",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tests.engine.headers import header
 from tests.engine.raw import VALID, World, amounts, applied, is_valid
 from tests.engine.wrong_arguments import NAMES, NUMBERS, TEXTS, WRONG
 
-FREE = {"value", "expected"}  # any text is one
+FREE = {"value", "expected", "pointer"}  # any text is one
 
 # What is right ------------------------------------------------------------------------------------
 

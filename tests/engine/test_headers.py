@@ -22,6 +22,7 @@ MARKS = {
     "end of the hold": rb"\}:e:",
     "meta": rb"\}:m:",
     "catalog": rb"\}:catalog",
+    "API key": rb"\}:k:",
 }
 STATUS = {
     wire.DECIDED: "decided",
@@ -114,6 +115,8 @@ def test_keys_are_of_the_kinds_and_in_the_order_that_the_header_says(
             front = front[:-2]
         id_kind = "end of the hold" if entry in ("commit", "release") else "operation id"
         assert front.count(id_kind) == with_id
+        if entry == "keys_verify":
+            assert front.pop() == "API key"
         if entry == "subscribe":
             assert front[:2] == ["record", "operation id"] or not with_id
         elif with_id:
@@ -139,7 +142,9 @@ def test_answers_are_of_the_statuses_that_the_header_says(
         assert all(isinstance(reply, int) for reply in replies)
         return
     assert {reply[0] for reply in replies} <= said.statuses
-    if entry in ("consume", "report", "refund", "refund_of", "reserve", "commit"):
+    if entry in (
+        *("consume", "report", "refund", "refund_of", "reserve", "commit", "keys_verify"),
+    ):
         assert {wire.DECIDED, wire.REPLAYED} <= {reply[0] for reply in replies}
 
 
@@ -180,13 +185,16 @@ def test_what_only_reads_is_marked_in_all_places(entry: str) -> None:
     assert set(said.flags) <= {"no-writes", "allow-oom"}
 
 
-def test_only_what_gives_room_may_run_on_a_full_server() -> None:
+def test_only_what_gives_room_or_takes_a_secret_away_may_run_on_a_full_server() -> None:
     assert {e for e in ENTRIES if "allow-oom" in header(e).flags} == {
         "refund",
         "refund_of",
         "commit",
         "release",
         "forget",
+        "keys_update",
+        "keys_rotate",
+        "keys_point",
     }
 
 
@@ -203,7 +211,7 @@ def test_the_code_asks_for_as_many_arguments_as_the_header_says(entry: str) -> N
         assert count
         assert int(count[1]) == said.most_arguments
     # Every argument is looked at: by number, or by handing all of them on.
-    if "read(keys, args" not in code and not said.repeated:
+    if not re.search(r"(read|spend)\(keys, args", code) and not said.repeated:
         for position in range(1, said.most_arguments + 1):
             assert f"args[{position}]" in code, f"{entry}: nobody reads argument {position}"
 

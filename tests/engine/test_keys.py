@@ -43,14 +43,21 @@ def all_keys(path: tuple[str, ...], op: str) -> list[bytes]:
     found = KEYS.path(path)
     metas = [KEYS.meta(KEYS.path(path[: i + 1])) for i in range(len(path))]
     holds = [key for level in range(1, len(path) + 1) for key in KEYS.holds(found, level)]
-    return [*found.keys, *metas, *holds, KEYS.op(found, op), KEYS.hold_end(found, op)]
+    api_key = KEYS.api_key(partition_of(found.root), "key_00000000000000")
+    keys = [KEYS.api_keys(KEYS.path(path[: i + 1])) for i in range(len(path))]
+    ops = [KEYS.op(found, op), KEYS.hold_end(found, op)]
+    return [*found.keys, *metas, *holds, *ops, api_key, *keys]
 
 
 @given(paths=st.lists(PATH, min_size=2, max_size=6, unique=True), ops=st.tuples(OP, OP))
 @settings(deadline=None)
 def test_no_two_things_share_a_key(paths: list[tuple[str, ...]], ops: tuple[str, str]) -> None:
-    """Records, metas, holds, operation ids and ends of holds, and records of limiters."""
+    """Records, metas, holds, operation ids, ends of holds, API keys, and records of limiters."""
     owners: dict[bytes, Any] = {}
+    for partition, sha256 in itertools.product((0, 1023), (bytes(32), b"\xff" * 32)):
+        key_id = f"key_{partition:014}"
+        owners[KEYS.api_key(partition, key_id)] = ("key", key_id)
+        owners[KEYS.api_key_of(sha256)] = ("imported", sha256)
     for path in paths:
         found = KEYS.path(path)
         for level, key in enumerate(found.keys, 1):
@@ -64,6 +71,9 @@ def test_no_two_things_share_a_key(paths: list[tuple[str, ...]], ops: tuple[str,
             assert owners.setdefault(KEYS.op(found, op), mine) == mine
             over = ("end", path[0], op)
             assert owners.setdefault(KEYS.hold_end(found, op), over) == over
+        for level in range(1, len(path) + 1):
+            listed = ("keys of", path[:level])
+            assert owners.setdefault(KEYS.api_keys(KEYS.path(path[:level])), listed) == listed
         for name in ("login", "a"):
             mine = ("limiter", name, path)
             assert owners.setdefault(KEYS.limiter(name, path).keys[0], mine) == mine

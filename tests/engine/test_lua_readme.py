@@ -9,7 +9,7 @@ import msgpack
 import pytest
 import redis
 
-from meterd import Bucket, Code, Flag, Plan, Pool, Slots, wire
+from meterd import Bucket, Code, Flag, KeyCode, Plan, Pool, Slots, wire
 from meterd.keys import Keyspace
 from meterd.scripts import ENTRIES, LIBRARIES, lua_root
 from meterd.testing import ManualClock
@@ -39,7 +39,8 @@ def test_every_file_stands_in_it() -> None:
 def test_what_entries_write() -> None:
     for name, _, writes in table("entry"):
         said = header(name.strip("`").removesuffix(".lua"))
-        for kind in ("record", "operation id", "meta", "catalog", "hold", "end of the hold"):
+        kinds = ("record", "operation id", "meta", "catalog", "hold", "end of the hold", "API key")
+        for kind in kinds:
             if said.entry != "forget":
                 assert (kind in writes) == (kind in said.writes), (name, kind)
         assert (writes == "nothing") == (said.writes == "nothing")
@@ -56,15 +57,17 @@ def test_every_kind_of_key() -> None:
         keys.meta(path),
         *keys.holds(path, 2),
         keys.hold_end(path, "id"),
+        keys.api_key(0, "id"),
         keys.catalog,
         keys.policies,
         keys.clock,
         keys.private,
     ):
         shape = re.sub(r"\{...\}", "{tag}", key.decode())
-        kept = re.sub(r"(?<=:[slomhxe]:).*", "", shape)
-        assert [s for s in shapes if re.sub(r"(?<=:[slomhxe]:).*", "", s) == kept], shape
-    assert len(shapes) == 11
+        kept = re.sub(r"(?<=:[slomhxek]:).*", "", shape)
+        found = [re.sub(r"(?<=:[slomhxek]:).*", "", s) for s in shapes]
+        assert found.count(kept) == (3 if kept.endswith(":k:") else 1), shape
+    assert len(shapes) == 14
 
 
 def test_every_status_and_code() -> None:
@@ -80,10 +83,12 @@ def test_every_status_and_code() -> None:
         "due": wire.DUE,
     }
     assert {row[1]: int(row[0]) for row in table("status")} == words
+    of_keys = {"DISABLED": wire.KEY_DISABLED, "EXPIRED": wire.KEY_EXPIRED}
     assert {row[1]: int(row[0]) for row in table("code")} == {
         str(code): i for i, code in enumerate(wire._CODES)
-    }
-    assert {row[1] for row in table("code")} == set(Code)
+    } | of_keys
+    assert {row[1] for row in table("code")} == {*Code, *of_keys}
+    assert set(KeyCode) == {*Code, *of_keys, "VALID", "NOT_FOUND"} - {"OK"}
 
 
 def test_every_marker() -> None:

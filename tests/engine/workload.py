@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +145,47 @@ def hold(meter: Meter, subject: tuple[str, ...]) -> None:
             unknown()
 
 
+def keys(meter: Meter, owner: tuple[str, ...], clock: ManualClock | None) -> None:
+    """Every verb of API keys, on keys with limits and without."""
+    own = [Pool("credits", 50, auto=2), Bucket("own", 90, "1s", auto=1)]
+    sha256 = hashlib.sha256(repr(owner).encode()).digest()
+    made = [
+        meter.keys.create(owner, limits=own, expires="30d", join="pro"),
+        meter.keys.create(owner, name="bare", meta={"a": [1]}),
+    ]
+    made.append(meter.keys.create(owner, sha256=sha256))
+    with contextlib.suppress(MeterdError):
+        meter.keys.create(owner, sha256=sha256)
+    for key in made:
+        secret = key.secret or repr(owner)
+        assert meter.keys.verify(secret)
+        assert meter.keys.verify(secret, {"credits": 1, "api": 1})
+        assert meter.keys.verify(secret, auto=False)
+        for _ in range(2):
+            assert meter.keys.verify(secret, "api", 2, op=f"v{key.id}/%")
+        with contextlib.suppress(MeterdError):
+            meter.keys.verify(secret, "api", op=f"v{key.id}/%")  # taken
+        assert not meter.keys.verify(secret, "credits", 10**6)
+        assert not meter.keys.verify(secret, "nothing")
+        assert meter.reserve(key.subject, {"jobs": 1, "credits": 1}, ttl=0.001)
+        if clock is None:
+            time.sleep(0.003)
+        else:
+            clock.now_ms += 1
+        assert meter.keys.verify(secret)
+        meter.keys.update(key.id, enabled=False, name=None, meta={})
+        assert not meter.keys.verify(secret)
+        meter.keys.update(key.id, enabled=True, expires="60d", limits=own, name="x")
+        new = meter.keys.rotate(key.id, overlap="1h")
+        assert meter.keys.verify(secret)
+        assert meter.keys.verify(str(new.secret))
+        meter.keys.rotate(key.id)
+        assert not meter.keys.verify(secret)
+    assert len(meter.keys.list(owner)) == 3
+    for key in made[1:]:
+        assert meter.keys.revoke(key.id)
+
+
 def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
     """Every verb comes upon a hold that has expired."""
     meter.consume(subject, "credits", op=f"z{len(subject)}")
@@ -203,6 +245,8 @@ def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
         meter.subscribe(subject, "pro")
         hold(meter, subject)
         expire(meter, subject, clock)
+    for owner in ((root,), below):
+        keys(meter, owner, clock)
     for subject in ((root,), (root, "team"), below):
         meter.subscribe(subject, "pro", change="reset", op=f"s{len(subject)}")
         meter.subscribe(subject, limits=[Pool("credits", 7), Bucket("own", 1, "1s")])

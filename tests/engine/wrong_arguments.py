@@ -105,7 +105,14 @@ WRONG: dict[str, list[bytes]] = {
     "used": [b"", *TEXTS, b"none", b"1000000000000001"],
     "field": [b""],
     "catalog": [b""],
+    "sha": [b"", bytes(31), bytes(33), b"0" * 64],
+    "until": [*TEXTS, b"9" * 15, b"never"],
+    "about": [b"", b"x", *map(msgpack.packb, (5, [], {}, {"o": 5}, {"p": "mk"}))],
+    "state": [b"on", b"ENABLED", b"1", b"enabled\x00"],
+    "label": [b"=", b"name", b"--"],
+    "notes": [b"=", b"{}", b"--"],
+    "overlap": [b"", *TEXTS, b"9" * 15],
     "hold": [b"", b"x" * 129],
     "ttl": [b"", *TEXTS, b"0", b"00", b"31622400001", b"9" * 11, b"1" * 12],
 }  # fmt: skip
-FREE = {"value", "expected"}  # any text is one
+FREE = {"value", "expected", "pointer"}  # any text is one

@@ -71,6 +71,10 @@ class Driven:
 
         return call
 
+    @property
+    def keys(self) -> Driven:
+        return Driven(self.meter.keys, self._runner)
+
     def awaited(self, work: Any) -> Any:
         """The result of a call that a limiter made."""
         return work if self._runner is None else self._runner.run(_awaited(work))
