@@ -67,10 +67,13 @@ class LimiterCalls(Shapes):
 
     def reset(self, subject: Subject) -> Flow[int]:
         yield from self._operations.store.prepare()
-        removed = yield from self._operations.session.call(
-            "forget", [self._path(subject).keys[0]], [], harmless=True
+        reply = yield from self._operations.session.call(
+            "forget",
+            [self._path(subject).keys[0]],
+            [self._operations.now_argument(), b"", b""],
+            harmless=True,
         )
-        return int(removed)
+        return int.from_bytes(reply[1:], "little")
 
 
 class Limiter:
