@@ -90,7 +90,7 @@ class ApiKeys(Verifying):
                 yield from self.revoke(place.key_id)
                 left = None
         yield from self._join(path, join)
-        if limits or left is not None:
+        if limits or imported:  # an import that was interrupted may have left others there
             yield from self._limit(place.path, limits)
         yield from self._plain(
             self._keys.api_keys(path), b"SADD", self._keys.api_keys(path), place.key_id.encode()
@@ -102,7 +102,7 @@ class ApiKeys(Verifying):
         )
         if made != wire.DONE:
             raise ScriptError(f"keys: there is another key {place.key_id}")
-        if left is not None:  # an import that was interrupted left it there
+        if left is not None:
             changes = [b"enabled", until or b"none", _text(label), _text(about.meta)]
             yield from self._call("keys_update", place.entry, changes)
         if imported:
