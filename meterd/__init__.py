@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnsafeServer,
         UsageExceeded,
     )
+    from meterd.events import Event
     from meterd.grant import Grant
     from meterd.hold import Hold
     from meterd.keyverbs import AsyncKeys, Keys
@@ -54,6 +55,7 @@ __all__ = [
     "Code",
     "Decision",
     "Diff",
+    "Event",
     "Flag",
     "Grant",
     "Hold",
@@ -95,6 +97,7 @@ _HOMES = {
     "catalog": ("Diff",),
     "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
+    "events": ("Event",),
     "grant": ("Grant",),
     "hold": ("Hold",),
     "keyverbs": ("AsyncKeys", "Keys"),

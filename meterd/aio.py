@@ -8,6 +8,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.aiocaller import AsyncCaller
@@ -27,6 +28,7 @@ from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
+    from meterd.events import Event, EventReader
     from meterd.keyverbs import AsyncKeys
     from meterd.pipeline import AsyncPipeline
 
@@ -299,6 +301,25 @@ class AsyncMeter(AsyncCaller):
                         segments = self._keys.parse_subject(key)
                         if root is None or segments[0] == root:
                             yield display(segments)
+
+    def events(
+        self,
+        group: str,
+        types: Sequence[str] | None = None,
+        follow: bool = True,
+        *,
+        idle: Seconds = 60,
+    ) -> AsyncIterator[Event]:
+        """See `Meter.events`; `async for`. After a `break`, close it: `contextlib.aclosing`."""
+        return self._following(self._reader(group, types, follow, idle))
+
+    async def _following(self, reader: EventReader) -> AsyncIterator[Event]:
+        try:
+            while (event := await self._drive(reader.next())) is not None:
+                yield event
+        finally:
+            with suppress(MeterdError):
+                await self._drive(reader.close())
 
     def limiter(self, name: str, *limits: Bucket) -> AsyncLimiter:
         """See `Meter.limiter`."""

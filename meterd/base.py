@@ -32,6 +32,7 @@ from meterd.timespec import Seconds, duration_ms, refuse, seconds
 
 if TYPE_CHECKING:
     from meterd.apikeys import ApiKeys
+    from meterd.events import EventReader
 
 _log = logging.getLogger("meterd")
 
@@ -59,6 +60,9 @@ def default_url() -> str:
 
 class MeterBase:
     """Settings, checked; the flows of every verb; no I/O."""
+
+    _transport: Any
+    _waits = False  # whether a call may wait at the server for as long as it likes
 
     def __init__(
         self,
@@ -154,6 +158,23 @@ class MeterBase:
                 self._observe(call.verb, call.subject, outcome_of(outcome), started)
 
         return Batch(self._shapes, self._operations, calls, watch)
+
+    def _reader(
+        self, group: str, types: Sequence[str] | None, follow: bool, idle: Seconds
+    ) -> EventReader:
+        from meterd.events import EventReader
+
+        return EventReader(
+            self._session,
+            self._store,
+            self._keys,
+            group,
+            types,
+            follow,
+            idle,
+            waits=self._waits,
+            scattered=self._transport.kind == "cluster",
+        )
 
     def _limiter(self, name: str, limits: tuple[Bucket, ...]) -> LimiterCalls:
         return LimiterCalls(self._operations, name, limits)

@@ -32,6 +32,8 @@ class Caller(MeterBase):
         self._transport = open_transport(
             url, timeout=timeout, max_connections=max_connections, client=client
         )
+        # Every call has a connection to itself; what stands in for a server may not know waits.
+        self._waits = client is None and self._transport.kind != "cluster"
         self._keeper = Keeper()  # a thread, once there is something to do later
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from meterd.base import Costs, default_url
@@ -21,6 +22,7 @@ from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
+    from meterd.events import Event, EventReader
     from meterd.keyverbs import Keys
     from meterd.pipeline import Pipeline
 
@@ -349,6 +351,33 @@ class Meter(Caller):
                         segments = self._keys.parse_subject(key)
                         if root is None or segments[0] == root:
                             yield display(segments)
+
+    def events(
+        self,
+        group: str,
+        types: Sequence[str] | None = None,
+        follow: bool = True,
+        *,
+        idle: Seconds = 60,
+    ) -> Iterator[Event]:
+        """What happened to limits, each event once for the group, whoever of its consumers gets it.
+
+        An event is acknowledged when the next one is asked for. Left by an exception or `break` it
+        stays with the group, and the next consumer to start gets it; what a killed consumer had is
+        delivered again `idle` seconds later, as is an event whose handling takes longer: an event
+        comes at least once, under the same `id`. A new group begins with the oldest event kept.
+        `types`: of "warn", "exhausted", "overage", "closed"; the others are acknowledged unseen.
+        Without `follow` it ends when what was there has been delivered. Raises `Unavailable`.
+        """
+        return self._following(self._reader(group, types, follow, idle))
+
+    def _following(self, reader: EventReader) -> Iterator[Event]:
+        try:
+            while (event := self._drive(reader.next())) is not None:
+                yield event
+        finally:
+            with suppress(MeterdError):
+                self._drive(reader.close())
 
     def limiter(self, name: str, *limits: Bucket) -> Limiter:
         """Plain rate limiting without a catalog: `limiter("login", Bucket("ip", 5, "1m"))`."""

@@ -34,8 +34,10 @@ class Forgetting:
         """
         path = self._keys.path(subject)
         yield from self._store.prepare()
-        removed = yield from self._records(path.tag, [path.keys[-1]], self._keys.meta(path))
-        patterns = [self._keys.below_pattern(path, kind) for kind in (b"s", b"m", b"h", b"x")]
+        beside = (self._keys.meta(path), self._keys.topups(path))
+        removed = yield from self._records(path.tag, [path.keys[-1]], *beside)
+        kinds = (b"s", b"m", b"t", b"h", b"x")
+        patterns = [self._keys.below_pattern(path, kind) for kind in kinds]
         if len(path.keys) == 1:
             patterns += [self._keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
         for pattern in patterns:
@@ -55,7 +57,8 @@ class Forgetting:
 
     def one(self, path: Path) -> Flow[int]:
         """Removes what is stored of one subject."""
-        removed = yield from self._records(path.tag, [path.keys[-1]], self._keys.meta(path))
+        beside = (self._keys.meta(path), self._keys.topups(path))
+        removed = yield from self._records(path.tag, [path.keys[-1]], *beside)
         self._operations.forget_hints()
         return removed
 

@@ -14,13 +14,18 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{tag}:k:<owner>/      ids of the API keys of an owner
     meterd:{tag}:k:<sha256>      which API key an imported secret belongs to
     meterd:{tag}:l:<limiter>/<subject>   record of a plain limiter
+    meterd:{tag}:t:<subject>     automatic top-ups
     meterd:{tag}:events          events of the partition's subjects
     meterd:{tag}:outbox          what is billed and not delivered yet
     meterd:{tag}:due             subjects by when harvest has to look at them
+    meterd:{tag}:tries           how often an entry of the outbox was tried, by sink
+    meterd:{tag}:dead            what a sink refused, or may not be sent again
+    meterd:{tag}:lease:<sink>    which exporter delivers the outbox to a sink
     meterd:{store}:catalog       the catalog
     meterd:{store}:policies      policies and plan definitions
     meterd:{store}:clock         which clock the store runs on
     meterd:{store}:private       cost names that a private plan charges to what never fails open
+    meterd:{store}:sinks         where outboxes are delivered to
 
 Segments are joined by "/"; inside one, "%" and "/" are percent-encoded: the encoding is injective.
 """
@@ -38,6 +43,7 @@ from meterd.timespec import shown
 
 MAX_LEVELS = 4
 MAX_SEGMENT_BYTES = 128
+PARTITIONS = 1024
 
 Subject = str | tuple[str, ...]
 
@@ -51,6 +57,11 @@ def tag_of(root: bytes) -> bytes:
     """The three-character hash tag of an encoded root's partition."""
     at = partition_of(root) * 3
     return TAGS[at : at + 3]
+
+
+def tag_at(partition: int) -> bytes:
+    """The hash tag of partition 0..1023."""
+    return TAGS[partition * 3 : partition * 3 + 3]
 
 
 def slot_of(key: bytes) -> int:
@@ -116,6 +127,11 @@ def segments_of(subject: Subject) -> tuple[str, ...]:
     return parts
 
 
+def parse_path(encoded: bytes) -> tuple[str, ...]:
+    """The segments of a path as it stands in keys."""
+    return tuple([decode_segment(part) for part in encoded.split(b"/")])
+
+
 def display(segments: tuple[str, ...]) -> Subject:
     """How a path is shown: as text, or as a tuple where a segment itself contains "/"."""
     if any("/" in part for part in segments):
@@ -168,6 +184,7 @@ class Keyspace:
         self.policies = self._raw + b":{store}:policies"
         self.clock = self._raw + b":{store}:clock"
         self.private = self._raw + b":{store}:private"
+        self.sinks = self._raw + b":{store}:sinks"
         self._known = lru_cache(maxsize=4096)(self._path)
 
     def is_of_store(self, key: bytes) -> bool:
@@ -238,6 +255,19 @@ class Keyspace:
         at = int.from_bytes(sha256[:2], "big") % 1024 * 3
         return b"%b:{%b}:k:%b" % (self._raw, TAGS[at : at + 3], sha256.hex().encode())
 
+    def common(self, partition: int, kind: bytes) -> bytes:
+        """What all subjects of a partition share: b"events", b"outbox", b"dead", ..."""
+        return b"%b:{%b}:%b" % (self._raw, tag_at(partition), kind)
+
+    def root_meta(self, partition: int, root: bytes) -> bytes:
+        """What the application keeps beside an encoded root of a partition."""
+        return b"%b:{%b}:m:%b" % (self._raw, tag_at(partition), root)
+
+    def topups(self, path: Path) -> bytes:
+        """The automatic top-ups of a subject."""
+        head, _, subject = path.keys[-1].partition(b"}:s:")
+        return head + b"}:t:" + subject
+
     def ops_pattern(self, path: Path, kind: bytes = b"o") -> bytes:
         """SCAN pattern of every operation id (or end of a hold, b"e") of the path's root."""
         return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(path.root))
@@ -256,7 +286,7 @@ class Keyspace:
 
     def parse_subject(self, key: bytes) -> tuple[str, ...]:
         """The path whose record is kept under a key."""
-        return tuple(decode_segment(part) for part in key.partition(b"}:s:")[2].split(b"/"))
+        return parse_path(key.partition(b"}:s:")[2])
 
 
 def _glob(raw: bytes) -> bytes:

@@ -20,6 +20,7 @@ from meterd import (
     Code,
     Decision,
     Diff,
+    Event,
     Flag,
     Hold,
     HoldState,
@@ -153,6 +154,19 @@ async def async_keys(meter: AsyncMeter) -> None:
     assert_type(await meter.keys.revoke(key.id), bool)
 
 
+def happened(event: Event) -> None:
+    assert_type(event.id, str)
+    assert_type(event.subject, Subject)
+    assert_type(event.root, str)
+    assert_type(event.limit, int | None)
+    assert_type(event.remaining, int | None)
+    assert_type(event.period_start, datetime)
+    assert_type(event.period_end, datetime | None)
+    assert_type(event.meta, dict[str, Any])
+    assert_type(event.threshold, float | int | None)
+    assert_type(event.as_dict(), dict[str, Any])
+
+
 def sync() -> None:
     Meter(refusal_cache={"buckets": "1s", "pools": "200ms"})
     with Meter("redis://localhost", plans=plans(), observer=watch, refusal_cache="1s") as meter:
@@ -225,6 +239,8 @@ def sync() -> None:
         decisions(queued.result())
         assert_type(queued.done, bool)
         meter.pipeline(raise_on_error=False).execute(raise_on_error=True)
+        for event in meter.events("mails", ["warn", "exhausted"], follow=False, idle="5m"):
+            happened(event)
         login = meter.limiter("login", Bucket("ip", 5, "1m"), Bucket("day", 50, "1d"))
         decisions(login.consume("1.2.3.4", 2, op="x", wait=1))
         decisions(login.check("1.2.3.4"))
@@ -275,6 +291,8 @@ async def awaited() -> None:
             queued = pipeline.consume("acme", "tokens", 5, op=True)
         decisions(queued.result())
         await pipeline.execute(raise_on_error=False)
+        async for event in meter.events("mails", types=("closed",)):
+            happened(event)
         login = meter.limiter("login", Bucket("ip", 5, "1m"))
         decisions(await login.consume("1.2.3.4"))
         decisions(await login.check("1.2.3.4"))

@@ -29,6 +29,8 @@ class Effort:
     # the rest
     census_calls: int
     balance_subjects: int
+    export_entries: int
+    export_rounds: int
     imports: int
 
 
@@ -49,6 +51,8 @@ FULL = Effort(
     open_s=2.5,
     census_calls=500,
     balance_subjects=200_000,
+    export_entries=100_000,
+    export_rounds=5,
     imports=12,
 )
 QUICK = Effort(
@@ -68,6 +72,8 @@ QUICK = Effort(
     open_s=0.8,
     census_calls=200,
     balance_subjects=50_000,
+    export_entries=50_000,
+    export_rounds=2,
     imports=3,
 )
 # Proves that everything runs, measures nothing.
@@ -88,5 +94,7 @@ TINY = Effort(
     open_s=0.1,
     census_calls=5,
     balance_subjects=3_000,
+    export_entries=300,
+    export_rounds=1,
     imports=1,
 )

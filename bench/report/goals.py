@@ -13,6 +13,7 @@ from ..peers import everybody
 from ..peers.bare import ASYNC_NAME
 from ..peers.ours import NAME
 from ..peers.redis_py import FCALL
+from ..scenarios.export import DRAINED
 from ..scenarios.imports import WITH_METER
 from ..scenarios.local import CACHED, LEASE
 from ..scenarios.server_time import LIMITS_FOUR
@@ -150,6 +151,10 @@ def judged(findings: Iterable[Finding]) -> list[GoalRow]:
         judge.value(at_least("cached refusals, one process", 1e6, "/s"), "local", CACHED),
         judge.value(
             at_most("bytes per subject, pool and three buckets", 176, "bytes"), "bytes", NAME
+        ),
+        judge.value(
+            at_least("billing export to JSON lines, subjects a second, one process", 20_000, "/s"),
+            "export", DRAINED,
         ),
         judge.growth(at_most("server time among the most subjects over the fewest", 1.15)),
         judge.ratio(

@@ -13,6 +13,7 @@ from . import (  # noqa: I001  # the order of the report
     refusals,
     local,
     cluster,
+    export,
     imports,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "cluster",
     "connection",
     "decision",
+    "export",
     "imports",
     "keys",
     "local",
