@@ -346,7 +346,9 @@ def end_of(reply: bytes) -> int:
         at = start + HEAD_BYTES
         for _ in range(reply[start + 3]):
             _, count, length = _SECTION.unpack_from(reply, at)
-            at += _SECTION.size + length + count * _figures(1).size
+            at += _SECTION.size
+            _, granted = _described(reply[at : at + length])
+            at += length + count * _figures(1).size + 16 * len(granted)
     except (struct.error, IndexError) as error:
         raise ScriptError(f"unexpected reply: {reply[:80]!r}") from error
     return at

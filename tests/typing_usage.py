@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
+
+from fastapi import FastAPI
+from starlette.requests import Request
 
 import meterd
 from meterd import (
@@ -42,6 +45,18 @@ from meterd import (
     load_plans,
     load_toml,
 )
+from meterd.http import (
+    Answer,
+    Permit,
+    Reading,
+    answer,
+    asgi,
+    client_address,
+    client_subject,
+    ratelimit_fields,
+)
+from meterd.http import fastapi as meterd_fastapi
+from meterd.http import flask as meterd_flask
 from meterd.testing import ManualClock, async_fake, fake
 
 Subject = str | tuple[str, ...]
@@ -348,3 +363,39 @@ def errors(meter: Meter) -> None:
         assert_type(error.errors, dict[int, MeterdError])
     except CatalogMismatch as error:
         print(error.diff)
+
+
+def http(meter: Meter, async_meter: AsyncMeter) -> None:
+    app = FastAPI()
+    meterd_fastapi.install(app, legacy=True, trusted_proxies=["10.0.0.0/8"])
+
+    def user(request: Any) -> str | None:
+        return None
+
+    async def cost(request: Any) -> dict[str, int]:
+        return {"tokens": 5}
+
+    limit = meterd_fastapi.require(async_meter, cost, subject=user, join="free", hold=True)
+    assert_type(limit, Callable[[Request], Awaitable[Permit]])
+    meterd_fastapi.require(meter, key=True, statuses={Code.USAGE_EXCEEDED: 403})
+    meterd_fastapi.require(meter.limiter("ip", Bucket("ip", 5, "1m")))
+
+    @meterd_flask.require(meter, "tokens", lambda request: 5, key="X-Key")
+    def view(name: str) -> str:
+        return name
+
+    assert_type(view("ana"), str)
+    assert_type(asgi.MeterMiddleware(app, meter, "tokens"), asgi.MeterMiddleware)
+
+
+def refusals(decision: Decision, permit: Permit, states: list[Reading]) -> None:
+    refusal = answer(decision, {Code.USAGE_EXCEEDED: 403})
+    assert_type(refusal, Answer)
+    assert_type(refusal.status, int)
+    assert_type(refusal.headers, tuple[tuple[str, str], ...])
+    assert_type(refusal.body, bytes)
+    assert_type(permit.hold, Hold | AsyncHold | None)
+    permit.spend("tokens", 5)
+    assert_type(ratelimit_fields(states, legacy=True), list[tuple[str, str]])
+    assert_type(client_address("10.0.0.1", forwarded_for="203.0.113.7"), str | None)
+    assert_type(client_subject("203.0.113.7"), str)
