@@ -144,9 +144,12 @@ class Harvest:
                     policy = yield from self._store.policy(name)
                     needs.policies[name] = policy.blob
                 continue
-            if reply[0] in (wire.STALE, wire.HOLDS):
+            if reply[0] == wire.STALE:
                 left += subjects  # there was only one
                 break
+            if reply[0] == wire.HOLDS:
+                held = True  # there was only one
+                continue
             done = wire.decode_harvest(reply)
             entries += done.entries
             left += [subjects[n] for n in done.left]

@@ -82,7 +82,7 @@ function bill.close(level, L, ended, held)
   if ended.use > 0 then
     local limit, left = L.limit, ended.left < huge and ended.left or NONE
     local events = bill.news(level).events
-    events[#events + 1] = { "closed", L.name, limit, ended.use, left, ended.start, ended.fin }
+    events[#events + 1] = { "closed", L.name, limit, ended.use, left, ended.start, ended.fin, plan = level.parsed.plan }
   end
   if L.bill > 0 then
     bill.last_word(level, L, bill.units(L, ended.use, ended.over, held), ended.start, ended.bound)

@@ -223,6 +223,7 @@ local function tell(level, shape, k)
       if s.fired then
         local events = bill.news(level).events
         for _, row in ipairs(s.fired) do
+          row.plan = level.parsed.plan
           events[#events + 1] = row
         end
       end

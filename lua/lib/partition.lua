@@ -34,7 +34,7 @@ function partition.say(level, rows, now)
   local _, subject = split(level.key)
   for _, row in ipairs(rows) do
     local kind, name, limit, use, left, start, fin, threshold = spread(row, 1, 8)
-    local said = { kind, subject, name, level.parsed.plan, limit, use, left, start, fin, now, threshold }
+    local said = { kind, subject, name, row.plan, limit, use, left, start, fin, now, threshold }
     call("XADD", events, "MAXLEN", "~", MOST_EVENTS, "*", "e", mpack(said))
   end
 end

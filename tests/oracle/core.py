@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
+from tests.oracle import telling
 from tests.oracle.decide import Hit, ODecision, planned
 from tests.oracle.errors import NoPlan, NotIncluded, OpConflict
 from tests.oracle.levels import Levels, View
+from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import Catalog
 from tests.oracle.records import Record
 from tests.oracle.requests import Amounts, Path, check_op
@@ -42,6 +44,7 @@ class Core:
         self.max_holds = max_holds
         self.operations: Answers = {}
         self.ends: Answers = {}
+        self.quiet = False  # refusals are answered from memory, and tell nothing
         self.limiter_records: dict[str, dict[Path, Record]] = {}
         self.catalog.apply(plans, ())
 
@@ -64,16 +67,53 @@ class Core:
         *,
         root: bool = True,
         also: Collection[Path] = (),
+        charged: bool = True,
     ) -> None:
-        """Write what a charge changed, and (`root`) every level that is new or brought up."""
-        touched = {view.path for view in views if root and view.changed} | set(also)
-        touched |= {h.view.path for h, new in zip(hits, after, strict=True) if new != h.state}
+        """Write what a call changed, and (`root`) every level that is new or brought up.
+
+        `charged`: it charged, which pools may have something to say of.
+        """
+        moved = {h.view.path for h, new in zip(hits, after, strict=True) if new != h.state}
+        touched = {view.path for view in views if root and view.changed} | set(also) | moved
         for hit, state in zip(hits, after, strict=True):
-            if hit.view.path in touched:
-                assert hit.view.record is not None
-                hit.view.record.put(hit.spec.name, state)
+            if hit.view.path in moved:
+                record, name = hit.view.record, hit.spec.name
+                assert record is not None
+                telling.bring(record, name, now)
+                if charged and isinstance(hit.spec, PoolSpec) and hit.amount:
+                    state = telling.say(record, name, state, now)  # noqa: PLW2901
+                record.put(name, state)
         for view in views:
             if view.path in touched:
+                assert view.record is not None
+                self.levels.store(view.path, view.record, now)
+
+    def _exhaust(self, views: list[View], hits: list[Hit], now: int) -> None:
+        """Pools that refuse say so, once in their period; nothing else is written.
+
+        Nor does a record come to be, join plans or follow them for a refusal.
+        """
+        if self.quiet:
+            return
+        said: dict[Path, set[str]] = {}
+        for hit in hits:
+            refuses = isinstance(hit.spec, PoolSpec) and not hit.view.changed and hit.state.open
+            if (
+                refuses
+                and not hit.spec.fits(hit.state, hit.amount, now)
+                and ("exhausted",) not in hit.state.said
+            ):
+                said.setdefault(hit.view.path, set()).add(hit.spec.name)
+        for hit in hits:
+            record = hit.view.record
+            if hit.view.path in said:
+                assert record is not None
+                telling.bring(record, hit.spec.name, now)
+                if hit.spec.name in said[hit.view.path]:
+                    state = telling.exhaust(record, hit.spec.name, hit.state, now)
+                    record.put(hit.spec.name, state)
+        for view in views:
+            if view.path in said:
                 assert view.record is not None
                 self.levels.store(view.path, view.record, now)
 

@@ -11,7 +11,7 @@ from tests.oracle.grants import Grant, OGrant
 from tests.oracle.holding import Holding
 from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import MAX_AMOUNT
-from tests.oracle.records import Record, add_grant, copy_of, drop_grant
+from tests.oracle.records import Record, add_grant, bring_pools, copy_of, drop_grant, rearm
 from tests.oracle.requests import Subject, check_op, path_of
 
 MAX_GRANTS, MAX_EMPTY = 64, 32
@@ -73,9 +73,11 @@ class Granting(Holding):
             left=amount,
         )
         add_grant(record, made, now)
+        if made.live(now):
+            rearm(record, name, now)
         empty = [grant.id for grant in record.grants.values() if grant.empty]
         for old in empty[: max(0, len(empty) - MAX_EMPTY)]:
-            drop_grant(record, old)
+            drop_grant(record, old, now)
         self.levels.store(path, record, now, first_sight=False)
         answer = made.shown()
         retention_ms = max(self.op_retention_ms, GRANT_RETENTION_MS)
@@ -91,6 +93,7 @@ class Granting(Holding):
         if record is None or grant_id not in record.grants:
             raise OpNotFound(grant_id)
         record = copy_of(record)
+        bring_pools(record, now)
         grant = record.grants[grant_id]
         record.grants[grant_id] = grant.ended()._replace(void=True)
         self.levels.store(path, record, now)

@@ -64,6 +64,8 @@ class Holding(Core):
             raise OpConflict(hold_id)
         decision, hits, after = decide(views, amounts, now, op)
         if not decision.allowed:
+            if decision.code == "USAGE_EXCEEDED":
+                self._exhaust(views, hits, now)
             return decision
         parts: dict[Path, dict[str, Part]] = {}
         for hit, state in zip(hits, after, strict=True):

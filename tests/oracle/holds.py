@@ -8,7 +8,7 @@ took from grants goes back to these whatever became of the limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec, ceil_div
@@ -34,6 +34,8 @@ class Part:
     over: int
     incarnation: int
     shares: tuple[Share, ...] = ()
+    bill: str | None = None
+    end: int | None = None  # of a pool's period
 
     def of(self, amounts: Amounts) -> int:
         """How many units these amounts are."""
@@ -76,8 +78,10 @@ def part_of(
     """The part of a limit that went from one state to another by the charge at `now`."""
     shares, over = spec.shares(before, charged, now) if isinstance(spec, PoolSpec) else ((), 0)
     factors = tuple((cost, factor) for cost, factor in spec.rates if cost in held)
-    mark = mark_of(spec, after, now)
-    return Part(type(spec), charged, factors, mark, over, incarnation, tuple(shares))
+    part = Part(
+        type(spec), charged, factors, mark_of(spec, after, now), over, incarnation, tuple(shares)
+    )
+    return replace(part, bill=spec.bill, end=after.end) if isinstance(spec, PoolSpec) else part
 
 
 def mark_of(spec: Any, state: Any, now: int) -> int:

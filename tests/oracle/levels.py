@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.oracle import records
+from tests.oracle import records, telling
 from tests.oracle.changes import Waiting
+from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import Catalog
 from tests.oracle.records import Record
 from tests.oracle.requests import Path
+from tests.oracle.telling import Journal
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Levels:
     def __init__(self, catalog: Catalog, expire_first_sight: bool) -> None:
         self.catalog = catalog
         self.expire_first_sight = expire_first_sight
+        self.journal = Journal([], [])
         self.records: dict[str, dict[Path, Record]] = {}
 
     def now(self, path: Path, now: int) -> int:
@@ -162,11 +165,33 @@ class Levels:
     def store(
         self, path: Path, record: Record, now: int, *, first_sight: bool | None = None
     ) -> None:
+        self.journal.tell(path, record, now)
         record.seen = now
         if first_sight is not None:
             record.first_sight = first_sight
         self.records.setdefault(path[0], {})[path] = record
 
-    def forget(self, path: Path) -> None:
+    def harvest(self, now: int) -> None:
+        """What is new of every record is told."""
+        for level in list(self.records.values()):
+            for path, stored in list(level.items()):
+                at = max(now, stored.seen)
+                record = self.settled(path, stored, at)
+                if record.pending != stored.pending:
+                    record = self.view(path, None, at).record
+                    assert record is not None
+                record = records.copy_of(record)
+                records.bring_pools(record, at)
+                for name, spec in record.specs.items():
+                    if isinstance(spec, PoolSpec):
+                        telling.harvest(record, spec, record.states[name])
+                if record.told:
+                    self.store(path, record, at)
+
+    def forget(self, path: Path, now: int) -> None:
         below = self.records.get(path[0], {})
+        for below_path, record in below.items():
+            if below_path[: len(path)] == path:
+                telling.last_of(record)
+                self.journal.tell(below_path, record, max(now, record.seen))
         self.records[path[0]] = {p: r for p, r in below.items() if p[: len(path)] != path}

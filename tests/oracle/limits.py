@@ -1,4 +1,4 @@
-"""Pools and flags: what a limit is, what its state is, and every move that state can make.
+"""Pools: what a limit is, what its state is, and every move that state can make.
 
 A *spec* is the effective definition of one limit (groups added up, override applied); a *state* is
 an immutable tuple. Every method is a pure function: state in, state out. Except for `bring` and
@@ -64,6 +64,7 @@ class PoolState(NamedTuple):
     carried: int = 0
     drawn: int = 0
     grants: Grants = ()
+    said: frozenset[tuple[Any, ...]] = frozenset()  # marks: what this period has told of already
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ class PoolSpec:
     carry_debt: bool
     rates: tuple[tuple[str, int], ...]
     other: tuple[object, ...] = ()
+    warn_at: tuple[int, ...] = ()  # millionths
+    warn_below: tuple[int, ...] = ()
+    bill: str | None = None
     renewed: int | None = None
     kind = "pool"
 
@@ -151,7 +155,7 @@ class PoolSpec:
     def close(self, state: PoolState) -> PoolState:
         """One period's end: nothing used any more, something carried."""
         carried = self.carry(self.unspent(state))
-        return state._replace(used=0, drawn=0, over=0, carried=carried)
+        return state._replace(used=0, drawn=0, over=0, carried=carried, said=frozenset())
 
     def unspent(self, state: PoolState) -> int | None:
         """N: what a period that ends now leaves behind, negative for debt; None: unbounded.
@@ -243,6 +247,35 @@ class PoolSpec:
         if needed > self.rollover or limit == 0 or self.first_use:
             return None
         return 1 + -(-(needed - carried) // limit)
+
+    # -- marks -----------------------------------------------------------------------------------
+
+    def true_marks(self, state: PoolState, now: int) -> list[tuple[Any, ...]]:
+        """What could be told of the state."""
+        remaining = self.remaining(state, now)
+        if remaining is None or self.limit is None:
+            return []
+        use = state.used + state.drawn + state.over
+        own = self.limit + max(0, state.carried)
+        total = own + state.drawn + grants.granted(state.grants, now)
+        true: list[tuple[Any, ...]] = [
+            ("at", share) for share in self.warn_at if use * 1_000_000 >= share * total
+        ]
+        true += [("below", units) for units in self.warn_below if remaining <= units]
+        true += [("exhausted",)] * (remaining <= 0) + [("overage",)] * (state.over > 0)
+        return true
+
+    def rearmed(self, state: PoolState, now: int) -> PoolState:
+        """There is more to spend than before: what is no longer true may be told again."""
+        return state._replace(said=state.said & set(self.true_marks(state, now)))
+
+    def marked(self, old: PoolSpec, state: PoolState, now: int) -> PoolState:
+        """The marks that a state keeps under this spec, its figures being those of this spec."""
+        known = {("at", n) for n in self.warn_at} | {("below", n) for n in self.warn_below}
+        state = state._replace(said=state.said & (known | {("exhausted",), ("overage",)}))
+        if self.limit is None or (old.limit is not None and self.limit > old.limit):
+            return self.rearmed(state, now)
+        return state
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -342,49 +375,3 @@ class PoolSpec:
             state = state._replace(anchor_ms=anchor_ms)
         state = state._replace(start=now, open=True)
         return state._replace(end=self.end_after(state, now))
-
-
-@dataclass(frozen=True)
-class FlagSpec:
-    """A feature: included or not. It has no state, and any amount of it fits."""
-
-    name: str
-    kind = "flag"
-    limit = None
-
-    @property
-    def rates(self) -> tuple[tuple[str, int], ...]:
-        return ((self.name, 1),)
-
-    def fresh(self, now: int, anchor_ms: int) -> None:
-        return None
-
-    def bring(self, state: None, now: int) -> None:
-        return None
-
-    def convert(self, old: Any, state: Any, now: int) -> None:
-        return None
-
-    def figures(self, state: None, now: int) -> Figures:
-        return Figures(0, None, 0, None)
-
-    def spendable(self, state: None, now: int) -> int | None:
-        return None
-
-    def fits(self, state: None, amount: int, now: int) -> bool:
-        return True
-
-    def retry_after(self, state: None, amount: int, now: int) -> int | None:
-        return None
-
-    def charge(self, state: None, amount: int, now: int) -> None:
-        return None
-
-    def report(self, state: None, amount: int, now: int) -> tuple[None, int]:
-        return None, 0
-
-    def refund(self, state: None, amount: int, now: int) -> tuple[None, int]:
-        return None, 0
-
-    def overflows(self, state: None) -> bool:
-        return False

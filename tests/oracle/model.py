@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from tests.oracle import telling
 from tests.oracle.changes import OPending, Waiting, period_end
 from tests.oracle.decide import (
     Hit,
@@ -77,6 +78,8 @@ class Oracle(Granting):
         if decision.allowed:
             self._write(views, hits, after, now)
             self._remember(path, op, request, decision, now)
+        elif decision.code == "USAGE_EXCEEDED":
+            self._exhaust(views, hits, now)
         return decision
 
     def check(
@@ -141,7 +144,7 @@ class Oracle(Granting):
             return ODecision(False, code, 0, op=op)
         moved = [hit.spec.refund(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, [True] * len(hits), amounts, now, op)
-        self._write(views, hits, [state for state, _ in moved], now, root=False)
+        self._write(views, hits, [state for state, _ in moved], now, root=False, charged=False)
         self._remember(path, op, request, decision, now)
         return decision
 
@@ -327,15 +330,20 @@ class Oracle(Granting):
         if record.specs[name].kind in ("flag", "slots"):
             raise PolicyError(f"no pool or bucket {name!r}")
         spec = record.specs[name]
+        telling.bring(record, name, now)
         state = spec.adjust(record.state(name, now), used, now)
         record.put(name, state)
         self.levels.store(path, record, now, first_sight=False)
         return shown(Hit(view, spec, state, 0), state, now, 0, True, None)
 
-    def forget(self, subject: Subject) -> None:
+    def harvest(self, *, now_ms: int | None = None) -> None:
+        """What is billed and new is told, and periods that are over."""
+        self.levels.harvest(self.clock_ms if now_ms is None else now_ms)
+
+    def forget(self, subject: Subject, *, now_ms: int | None = None) -> None:
         """Everything at and below; with the root, its operation ids and ended holds too."""
         path = path_of(subject)
-        self.levels.forget(path)
+        self.levels.forget(path, self.clock_ms if now_ms is None else now_ms)
         if len(path) == 1:
             self.operations.pop(path[0], None)
             self.ends.pop(path[0], None)

@@ -15,7 +15,8 @@ from typing import Any
 from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec
 from tests.oracle.calendar import UNITS, to_ms
 from tests.oracle.errors import PolicyError
-from tests.oracle.limits import FlagSpec, PoolSpec
+from tests.oracle.flags import FlagSpec
+from tests.oracle.limits import PoolSpec
 from tests.oracle.slots import SlotsSpec
 
 Specs = dict[str, Any]
@@ -67,7 +68,10 @@ def spec_of(limit: Any) -> Any:
         overage=limit.overage,
         carry_debt=limit.carry_debt,
         rates=rates,
-        other=(auto, tuple(limit.warn_at), tuple(limit.warn_below), limit.bill),
+        other=(auto,),
+        warn_at=tuple(sorted({max(1, round(share * 1_000_000)) for share in limit.warn_at})),
+        warn_below=tuple(limit.warn_below),
+        bill=limit.bill,
     )
 
 

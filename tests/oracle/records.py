@@ -10,7 +10,7 @@ from tests.oracle.buckets import SlidingSpec
 from tests.oracle.changes import Share, Waiting, share_after, shared
 from tests.oracle.grants import Grant
 from tests.oracle.holds import Hold, given_back, kept
-from tests.oracle.limits import PoolSpec
+from tests.oracle.limits import PoolSpec, PoolState
 from tests.oracle.plans import Specs, overridden
 from tests.oracle.requests import Amounts
 
@@ -31,6 +31,7 @@ class Record:
     `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew. `grants`:
     those in the books, by id, the oldest first; `granted`: how many were ever made. `pending`:
     changes that wait, by group. `shares`: what pools' limits differ from their plans', by name.
+    `books`, `told`: see `telling`.
     """
 
     revision: int
@@ -47,14 +48,18 @@ class Record:
     granted: int = 0
     pending: dict[str, Waiting] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
+    books: dict[str, Any] = field(default_factory=dict)
+    told: list[tuple[Any, ...]] = field(default_factory=list)
 
     def state(self, name: str, now: int) -> Any:
         """The limit's state, brought to now. A pool's has its grants."""
         state = self.own_state(name, now)
-        if isinstance(self.specs[name], PoolSpec):
-            mine = tuple(grant for grant in self.grants.values() if grant.name == name)
-            return state._replace(grants=mine)
-        return state
+        return self.endowed(name, state) if isinstance(self.specs[name], PoolSpec) else state
+
+    def endowed(self, name: str, state: PoolState) -> PoolState:
+        """A pool's state with the grants that it has here."""
+        mine = tuple(grant for grant in self.grants.values() if grant.name == name)
+        return state._replace(grants=mine)
 
     def own_state(self, name: str, now: int) -> Any:
         """The same without grants, which are kept apart: they outlive the limit."""
@@ -141,6 +146,8 @@ def copy_of(record: Record) -> Record:
         grants=dict(record.grants),
         pending=dict(record.pending),
         shares=dict(record.shares),
+        books=dict(record.books),
+        told=list(record.told),
     )
 
 
@@ -151,10 +158,11 @@ def settled(record: Record, now: int, change: Callable[[Record, str, int], Recor
     come by the names of their groups, then grants end, then holds by the bytes of their ids.
     `change(record, group, at)`: the record after the change that waits in that group.
     """
-    copied = False
+    copied, last = False, record.seen
     while (nearest := next_event(record)) is not None and nearest[0] <= now:
         record, copied = record if copied else copy_of(record), True
         at, kind, _, key = nearest
+        last = at = max(at, last)  # a grant that was dead may have had something with a hold
         if kind == 0:
             end_override(record, key, at)
         elif kind == 1:
@@ -165,7 +173,6 @@ def settled(record: Record, now: int, change: Callable[[Record, str, int], Recor
             end_grants(record, at)
         else:
             end_hold(record, key, record.holds[key].tallied, at)
-            end_grants(record, at)
     return record
 
 
@@ -191,7 +198,7 @@ def next_event(record: Record) -> tuple[int, int, bytes, str] | None:
 
 def end_share(record: Record, name: str, at: int) -> None:
     """The period is over for which the limit differed from the plan's."""
-    record.states[name] = record.own_state(name, at)
+    bring_pools(record, at)
     del record.shares[name]
     record.specs = specs_of(record.base, record.overrides, record.grants, record.shares)
 
@@ -201,16 +208,19 @@ def end_grants(record: Record, at: int) -> None:
 
     With the last grant of its name the pool goes that only grants made.
     """
+    bring_pools(record, at)
     for grant in list(record.grants.values()):
         if grant.dead(at):
             record.grants[grant.id] = grant.ended()
             if not grant.held:
-                drop_grant(record, grant.id)
+                drop_grant(record, grant.id, at)
 
 
-def drop_grant(record: Record, grant_id: str) -> None:
+def drop_grant(record: Record, grant_id: str, now: int) -> None:
     name = record.grants.pop(grant_id).name
     if name not in record.base and all(grant.name != name for grant in record.grants.values()):
+        telling.bring(record, name, now)
+        telling.close(record, record.specs[name], record.states[name], now)
         del record.specs[name], record.states[name]
         record.incarnations[name] = record.incarnation(name) + 1
 
@@ -224,13 +234,28 @@ def add_grant(record: Record, grant: Grant, now: int) -> None:
         record.states[grant.name] = record.specs[grant.name].fresh(now, now)
 
 
+def rearm(record: Record, name: str, now: int) -> None:
+    """A grant of the pool has become live."""
+    record.put(name, record.specs[name].rearmed(record.state(name, now), now))
+
+
+def bring_pools(record: Record, at: int) -> None:
+    """The record is laid out anew: every pool is stored as it is then."""
+    for name, spec in record.specs.items():
+        if isinstance(spec, PoolSpec):
+            telling.bring(record, name, at)
+
+
 def end_override(record: Record, name: str, at: int) -> None:
     """Takes the override off at that instant."""
     del record.overrides[name]
+    bring_pools(record, at)
     if name in record.base:
         old = record.specs[name]
         new = specs_of(record.base, record.overrides, record.grants, record.shares)[name]
         record.states[name] = new.convert(old, record.own_state(name, at), at)
+        if isinstance(new, PoolSpec):
+            record.put(name, new.marked(old, record.endowed(name, record.states[name]), at))
         record.specs[name] = new
         if restarts(old, new):
             record.incarnations[name] = record.incarnation(name) + 1
@@ -238,14 +263,20 @@ def end_override(record: Record, name: str, at: int) -> None:
 
 def end_hold(record: Record, hold_id: str, used: Amounts, at: int) -> None:
     """Gives back at that instant what the hold has beyond `used`, to where it came from."""
-    hold = record.holds.pop(hold_id)
+    hold = record.holds[hold_id]
     for name, part in hold.parts.items():
+        keep = part.of(used)
         for grant in record.grants.values():
-            record.grants[grant.id] = part.settled(grant, part.of(used), at)
+            record.grants[grant.id] = part.settled(grant, keep, at)
         if name in record.specs and part.incarnation == record.incarnation(name):
             spec = record.specs[name]
-            keep = kept(spec, part, used)
-            record.states[name] = given_back(spec, record.own_state(name, at), part, keep, at)
+            if keep < part.charged or not isinstance(spec, PoolSpec):
+                telling.bring(record, name, at)
+                keep = kept(spec, part, used)
+                state = given_back(spec, record.states[name], part, keep, at)
+                record.states[name] = state
+        telling.kept(record, name, part, keep)
+    del record.holds[hold_id]
 
 
 def restarts(old: Any, new: Any) -> bool:
@@ -277,6 +308,11 @@ def converted(
     """
     specs = specs_of(base, overrides, record.grants, {})
     shares: dict[str, Share] = {}
+    record = copy_of(record)
+    bring_pools(record, now)
+    for name, old in record.specs.items():
+        if isinstance(old, PoolSpec) and not isinstance(specs.get(name), PoolSpec):
+            telling.close(record, old, record.states[name], now)
     states: dict[str, Any] = {}
     incarnations = dict(record.incarnations)
     for name, old in record.specs.items():
@@ -296,31 +332,48 @@ def converted(
             states[name] = spec.convert(old, state, now)
         elif reset and name in own:
             begun = old.just_begun(state, now)
-            states[name] = spec.restart(state if begun else old.close(state), anchor, now)
+            if not begun:
+                telling.close(record, old, state, now)
+                state = old.close(state)
+            states[name] = spec.restart(state._replace(said=frozenset()), anchor, now)
         else:
             state = spec.convert(old, state, now)
             if own_anchor_ms is not None:
                 state = spec.re_anchor(state, own_anchor_ms, now)
             states[name] = state
             before = record.base.get(name)
-            if before is None or name not in base:
-                continue  # only grants made it, or will
-            share = share_after(before, base[name], record.shares.get(name), state, now, prorate)
-            if share is not None:
-                shares[name] = share
+            if before is not None and name in base:  # else only grants made it, or will
+                share = share_after(
+                    before, base[name], record.shares.get(name), state, now, prorate
+                )
+                if share is not None:
+                    shares[name] = share
+    specs = specs_of(base, overrides, record.grants, shares)
+    for name, spec in specs.items():
+        old = record.specs.get(name)
+        if isinstance(spec, PoolSpec) and isinstance(old, PoolSpec):
+            state = spec.marked(old, record.endowed(name, states[name]), now)
+            states[name] = state._replace(grants=())
+            if spec.bill != old.bill:
+                telling.switch(record, old, spec, states[name])
     return Record(
         revision,
         plans,
         base,
-        specs_of(base, overrides, record.grants, shares),
+        specs,
         states,
         record.seen,
         overrides,
         record.first_sight,
-        dict(record.holds),
+        record.holds,
         incarnations,
-        dict(record.grants),
+        record.grants,
         record.granted,
-        dict(record.pending),
+        record.pending,
         shares,
+        record.books,
+        record.told,
     )
+
+
+from tests.oracle import telling  # noqa: E402  # they know each other

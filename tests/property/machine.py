@@ -27,6 +27,7 @@ from tests.property.fields import (
     model_fields,
     model_limit,
 )
+from tests.property.machine_events import EventSteps, random_telling
 from tests.property.machine_grants import GrantSteps
 from tests.property.machine_holds import HoldSteps, holds_fields, random_slots
 
@@ -64,6 +65,7 @@ def random_pool(rng: random.Random, name: str) -> Pool:
         overage=rng.choice((0, 0, 0, 7, None)),
         carry_debt=carries and rng.random() < 0.4,
         rates=random_rates(rng, name),
+        **random_telling(rng),
     )
 
 
@@ -132,7 +134,7 @@ _ERRORS: dict[type[Exception], type[Exception]] = {
 }
 
 
-class Machine(GrantSteps, HoldSteps):
+class Machine(GrantSteps, HoldSteps, EventSteps):
     """One store and one model, fed the same calls."""
 
     def __init__(self, rng: random.Random, make: Callable[[Any, list[Plan]], Meter]) -> None:
@@ -144,6 +146,8 @@ class Machine(GrantSteps, HoldSteps):
         self.meter = make(self.clock, plans)
         self.made = []
         self.given = []
+        self.heard: dict[bytes, bytes] = {}
+        self.latest = 0
         self.limiter = (
             [random_bucket(rng, "ip"), random_bucket(rng, "all")] if rng.random() < 0.5 else []
         )
@@ -224,14 +228,21 @@ class Machine(GrantSteps, HoldSteps):
         return {name: rng.choice(AMOUNTS) for name in names}
 
     def step(self) -> None:
+        self.act()
+        self.listen()
+
+    def act(self) -> None:
         rng = self.rng
         self.clock.now_ms += rng.choice(STEPS_MS)
         if rng.random() < 0.03:
             self.clock.now_ms -= rng.choice((1, 1000, 10**7))
+        self.keep_up()
         now = self.clock.now_ms
         subject = rng.choice(SUBJECTS)
         roll = rng.random()
-        if self.holding and rng.random() < 0.35:
+        if rng.random() < 0.06:
+            self.harvest()
+        elif self.holding and rng.random() < 0.35:
             self.hold_step(subject, now)
         elif GRANTS and rng.random() < 0.15:
             self.grant_step(subject, now)
@@ -250,7 +261,7 @@ class Machine(GrantSteps, HoldSteps):
         elif roll < 0.935:
             self.both(
                 f"forget {subject}",
-                lambda: self.oracle.forget(subject),
+                lambda: self.oracle.forget(subject, now_ms=now),
                 lambda: self.meter.forget(subject),
             )
         elif roll < 0.96 and self.limiter:

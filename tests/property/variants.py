@@ -70,6 +70,7 @@ class Changing(Machine):
         verb(subject, now)
         if rng.random() < 0.1:
             self.apply()
+        self.listen()
 
 
 def _raise(error: Exception) -> None:
@@ -99,6 +100,7 @@ class Remembering(Machine):
                 amount = rng.choice(AMOUNTS)
             verb = rng.choice(("consume", "consume", "check"))
             self.one(verb, subject, costs, amount, options)
+        self.listen()
 
     last: Any = None
 
@@ -147,7 +149,9 @@ class Remembering(Machine):
             return
         Remembering.hits += 1
         self.log.append(f"@{self.clock.now_ms} {what} (remembered)")
+        self.oracle.quiet = True
         left, right = model_fields(model()), decision_fields(found)
+        self.oracle.quiet = False
         assert len(left["limits"]) == len(right["limits"]), f"{left}\n{right}\n{self.story()}"
         larger = asked != source[3].amounts
         drifting = False
