@@ -51,7 +51,7 @@ local function subscribe(keys, args)
     waiting.a = at
     record.wait(level, group, at and waiting or nil, now)
     if not at then
-      record.change(level, to, context.rev, now, how, anchor, pools)
+      record.change(level, to, context.rev, now, group, how, anchor, pools)
     end
   end)
   if not now then

@@ -29,7 +29,7 @@ local function unsubscribe(keys, args)
     local at = assign.later(level, when, leaving, now)
     record.wait(level, group, at and { a = at, c = "keep" } or nil, now)
     if not at then
-      record.change(level, to, context.rev, now, "keep", nil, {})
+      record.change(level, to, context.rev, now, group, "keep", nil, {})
     end
   end)
   if not now then

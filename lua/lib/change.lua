@@ -1,11 +1,11 @@
 -- Changes of plans: how a pool goes on under another plan, limits that moved only in proportion to the time
 -- left, and changes that wait for their instant.
 --
--- A limit that was moved in proportion stands in the record as what it differs from its plan's, r = {pool = {d =
--- difference, e = end of the period}}: with that period it ends. A change that waits, at most one for a group:
--- p = {group = {a = at, i = plan (nil: the group's plan goes), h = definition of a private one, c = change, n =
--- anchor}}. Only a client knows what plans add up to, so a script that finds a change due answers what is due, and is
--- called again with a step for each: which policy the record becomes.
+-- A limit that was moved in proportion stands in the record as what it differs from its plans' by changes of each
+-- group, r = {pool = {g = {group = difference}, e = end of the period}}: with that period it ends. A change that
+-- waits, at most one for a group: p = {group = {a = at, i = plan (nil: the group's plan goes), h = definition of a
+-- private one, c = change, n = anchor}}. Only a client knows what plans add up to, so a script that finds a change due
+-- answers what is due, and is called again with a step for each: which policy the record becomes.
 -- @gives change
 
 local MONTH = 2629746000 -- a twelfth of a year in ms: only to tell which of two intervals is the longer one
@@ -92,20 +92,55 @@ local function portion(gap, points)
   return gap < 0 and -moved or moved
 end
 
--- What a pool's limit differs from its plan's after its plan's went from `before` to `limit`, in proportion to
--- the time left or in full: as an entry of r, or nil. `share`: what it differed by; `s`: its period as it is now.
-function change.share(before, limit, share, prorate, s, now)
+-- The group of the first name that holds something of a limit back.
+local function holding_back(groups)
+  local first
+  for group, differs in pairs(groups) do
+    if differs < 0 and (not first or group < first) then
+      first = group
+    end
+  end
+  return first
+end
+
+-- What a pool's limit differs from its plans' after theirs went from `before` to `limit`: as an entry of r, or
+-- nil. `share`: what it differed by; `s`: its period as it is now; `how`, `group`: by which change; without, the
+-- plans have another definition.
+function change.share(before, limit, share, how, group, s, now)
   if limit == NONE or before == NONE or s.fin == 0 or s.fin == NEVER then
     return nil
   end
-  local gap = limit - before
-  local differs = share and share.e > now and share.d or 0
-  if prorate then
-    differs = differs + portion(gap, basis_points(s.fin - now, s.fin - s.start)) - gap
-  elseif differs < 0 and gap < 0 then
-    differs = min(0, differs - gap) -- what was held back of the limit goes first
+  local gap, groups = limit - before, {}
+  for other, differs in pairs(share and share.e > now and share.g or {}) do
+    groups[other] = differs
   end
-  return differs ~= 0 and { d = differs, e = s.fin } or nil
+  if how == "prorate" then
+    groups[group] = (groups[group] or 0) + portion(gap, basis_points(s.fin - now, s.fin - s.start)) - gap
+  elseif how and gap ~= 0 then
+    groups[group] = max(0, groups[group] or 0) -- the plan's limit counts in full
+  elseif not how then
+    -- Where the limit falls, what was held back of it goes first: the limit in force stays while it can.
+    local first = holding_back(groups)
+    while gap < 0 and first do
+      local less = min(-gap, -groups[first])
+      groups[first], gap = groups[first] + less, gap + less
+      first = holding_back(groups)
+    end
+  end
+  for other, differs in pairs(groups) do
+    if differs == 0 then
+      groups[other] = nil
+    end
+  end
+  return next(groups) ~= nil and { g = groups, e = s.fin } or nil
+end
+
+-- A limit as it is in force.
+function change.shared(limit, share)
+  for _, differs in pairs(share.g) do
+    limit = limit + differs
+  end
+  return max(0, limit)
 end
 
 -- A pool that the new plans include too: `reset` closes its period and opens one now; `anchor` is the

@@ -120,11 +120,11 @@ local function effective_limits(parsed, overrides, shares)
       changed[L.index] = policy.overridden(L, fields)
     end
   end
-  for name, differs in pairs(shares or {}) do
+  for name, share in pairs(shares or {}) do
     local L, fields = parsed.names[name], overrides and overrides[name]
     if not (fields and fields.l) then
       changed = changed or {}
-      changed[L.index] = policy.overridden(L, { l = max(0, L.limit + differs.d), v = fields and fields.v })
+      changed[L.index] = policy.overridden(L, { l = change.shared(L.limit, share), v = fields and fields.v })
       changed[L.index].renewed = L.limit
     end
   end
@@ -156,9 +156,9 @@ end
 
 -- Lays the record out anew: every limit is brought to `now` under its old definition, then carried
 -- over to its new one (matched by name and kind), or made fresh, counting from `anchors` as above.
--- `adapt(limit, before, hand)` carries over in its own way, and returns true if the limit begins anew. `prorate`:
--- the limits of pools move in proportion to the time left of their periods.
-function record.convert(level, parsed, overrides, rev, now, anchors, adapt, prorate)
+-- `adapt(limit, before, hand)` carries over in its own way, and returns true if the limit begins anew. `how`,
+-- `group`: which change that is, if it is one of plans.
+function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how, group)
   local from, old_effective, rec = level.parsed, level.effective, level.rec
   parsed = implied.pools(level, parsed)
   local effective, begun = effective_limits(parsed, overrides), {}
@@ -194,12 +194,13 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, pror
       if L.kind == POOL then
         ledger.move(level, before, L, s, ended)
       end
-      if L.kind == POOL and (shares or prorate) and not (begun[L.name] or before.implied or L.implied) then
+      local planned = not (begun[L.name] or before.implied or L.implied)
+      if L.kind == POOL and (shares or how == "prorate") and planned then
         local was, is = from.names[L.name].limit, parsed.names[L.name].limit
-        local differs = change.share(was, is, shares and shares[L.name], prorate, s, now)
-        if differs then
+        local share = change.share(was, is, shares and shares[L.name], how, group, s, now)
+        if share then
           shared = shared or {}
-          shared[L.name] = differs
+          shared[L.name] = share
         end
       end
     else
@@ -216,8 +217,9 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, pror
   level.moved = true
 end
 
--- Gives a record the plans of another policy. `pools`: the names that `reset` and `anchor` are for.
-function record.change(level, to, rev, now, how, anchor, pools)
+-- Gives a record the plans of another policy, by a change of `group`: "keep", "reset" or "prorate". `pools`: the
+-- names that `reset` and `anchor` are for.
+function record.change(level, to, rev, now, group, how, anchor, pools)
   local anchors, reset = {}, how == "reset"
   for name in pairs(pools) do
     anchors[name] = anchor
@@ -232,7 +234,7 @@ function record.change(level, to, rev, now, how, anchor, pools)
       return change.adapt(L, before, s, now, reset, anchor)
     end
     before:convert(L, now, s)
-  end, how == "prorate")
+  end, how, group)
 end
 
 -- Writes the bytes anew where only what stands behind the states has changed.
@@ -301,7 +303,7 @@ local function catch_up(level, rev, seen, now)
     elseif coming and at == coming.at then
       local waiting = coming.waiting
       record.wait(level, coming.group, nil)
-      record.change(level, coming.to, rev, max(at, seen), waiting.c, waiting.n, coming.pools)
+      record.change(level, coming.to, rev, max(at, seen), coming.group, waiting.c, waiting.n, coming.pools)
       step = step + 1
     else
       sweep(level, at, seen)

@@ -1,6 +1,4 @@
-"""Plans that change in proportion, at a period's end or at an instant; what waits for its
-instant.
-"""
+"""Plans that change in proportion, at a period's end, or at an instant to come."""
 
 from __future__ import annotations
 
@@ -23,6 +21,11 @@ def month(limit: int | None, name: str = "credits", **more: Any) -> Pool:
 SMALL = Plan("small", includes=[month(1_000)], default=True)
 BIG = Plan("big", includes=[month(10_000)])
 PLANS = (SMALL, BIG)
+
+
+def rolling(most: int) -> list[Plan]:
+    """PLANS, but up to so much is carried over."""
+    return [Plan(p.id, includes=[month(p.limits["credits"].limit, rollover=most)]) for p in PLANS]
 
 
 def day(month: int, of: int = 1, hour: int = 0, year: int = 2025) -> datetime:
@@ -115,23 +118,28 @@ def test_changes_in_proportion_add_up_over_time(meter: AnyMeter, clock: ManualCl
     assert pool(meter)[0] == 1_000
 
 
-def test_keep_adds_the_difference_to_what_is_in_force(
-    make: Make, meter: AnyMeter, clock: ManualClock
-) -> None:
-    meter.apply([Plan("huge", includes=[month(20_000)])])
+def test_keep_counts_in_full(meter: AnyMeter, clock: ManualClock) -> None:
+    meter.apply([Plan("huge", includes=[month(20_000)]), Plan("tiny", includes=[month(10)])])
+    for who in ("ana", "bob", "eve"):
+        meter.subscribe(who, "big" if who == "eve" else "small")
     clock.set(day(4, 16))
-    for who in ("ana", "bob"):
-        meter.subscribe(who, "small", anchor=day(4))
-        meter.subscribe(who, "big", change="prorate")
+    meter.subscribe("ana", "big", change="prorate")
+    meter.subscribe("bob", "big", change="prorate")
     meter.subscribe("ana", "big")  # what is held already changes nothing
     assert pool(meter)[0] == 5_500
     meter.subscribe("ana", "huge")
-    assert pool(meter)[0] == 15_500
-    # Where the plan's limit falls, what was held back of it goes first.
+    assert pool(meter)[0] == 20_000
     meter.subscribe("bob", "small")
     assert pool(meter, subject="bob")[0] == 1_000
+    # What a downgrade has left beyond the plan's limit is not taken away by an upgrade, or another.
+    meter.subscribe("eve", "small", change="prorate")
+    assert pool(meter, subject="eve")[0] == 1_000 + 4_500
+    meter.subscribe("eve", "tiny")
+    assert pool(meter, subject="eve")[0] == 10 + 4_500
+    meter.subscribe("eve", "huge")
+    assert pool(meter, subject="eve")[0] == 20_000 + 4_500
     clock.set(day(5))
-    assert pool(meter)[0] == 20_000
+    assert [pool(meter, subject=who)[0] for who in ("ana", "bob", "eve")] == [20_000, 1_000, 20_000]
 
 
 def test_a_new_definition_moves_the_limit_by_its_difference(
@@ -142,10 +150,11 @@ def test_a_new_definition_moves_the_limit_by_its_difference(
     meter.subscribe("ana", "big", change="prorate")
     meter.apply([Plan("big", includes=[month(12_000)])])
     assert pool(meter)[0] == 7_500
+    meter.consume("ana", "credits")  # brings the record to it
     meter.apply([Plan("big", includes=[month(9_000)])])
     assert pool(meter)[0] == 7_500  # a shortfall of 4,500 has become one of 1,500
     meter.apply([Plan("big", includes=[month(None)])])
-    assert pool(meter)[0] is None
+    assert meter.consume("ana", "credits")["credits"].limit is None
     meter.apply([BIG])
     assert pool(meter)[0] == 10_000
 
@@ -162,7 +171,9 @@ def test_the_period_that_ends_is_closed_with_the_limit_it_had(
     make: Make, clock: ManualClock
 ) -> None:
     clock.set(day(4))
-    meter = make([Plan(p.id, [month(p.includes[0].limit, rollover=20_000)]) for p in PLANS])
+    meter = make(
+        [Plan(p.id, includes=[month(p.includes[0].limit, rollover=20_000)]) for p in PLANS]
+    )
     meter.subscribe("ana", "small")
     clock.set(day(4, 16))
     meter.subscribe("ana", "big", change="prorate")
@@ -236,7 +247,9 @@ def test_other_groups_and_levels_stay(make: Make, clock: ManualClock) -> None:
 def test_exact_at_the_largest_numbers(make: Make, clock: ManualClock) -> None:
     clock.set(day(4))
     low, high = 3, 10**15 - 7
-    meter = make([Plan("a", [month(low)], default=True), Plan("b", [month(high)])])
+    meter = make(
+        [Plan("a", includes=[month(low)], default=True), Plan("b", includes=[month(high)])]
+    )
     meter.consume("ana", "credits")
     clock.set(day(4, 11, 5))
     meter.subscribe("ana", "b", change="prorate")
@@ -292,7 +305,9 @@ def test_whoever_looks_next_sees_it(meter: AnyMeter, clock: ManualClock, verb: s
 def test_the_boundary_is_that_of_the_longest_interval(make: Make, clock: ManualClock) -> None:
     clock.set(day(4))
     own = [Pool("a", 5, "week"), Pool("b", 5, "month"), Pool("c", 5, "30d"), Pool("d", 5)]
-    meter = make([Plan("own", own, default=True), Plan("none", [Pool("d", 1)], group="other")])
+    meter = make(
+        [Plan("own", includes=own, default=True), Plan("none", includes=[Flag("x")], group="other")]
+    )
     meter.consume("ana", "a")
     meter.subscribe("ana", limits=[Flag("x")], when="period_end")
     assert [change.at for change in pending(meter)] == [day(5)]
@@ -337,8 +352,7 @@ def test_from_the_31st(make: Make, clock: ManualClock) -> None:
 
 def test_a_reset_at_the_end_closes_one_period_not_two(make: Make, clock: ManualClock) -> None:
     clock.set(day(4))
-    plans = [Plan(p.id, [month(p.includes[0].limit, rollover=300)]) for p in PLANS]
-    meter = make(plans)
+    meter = make(rolling(300))
     meter.subscribe("ana", "small")
     meter.consume("ana", "credits", 1_000)
     meter.subscribe("ana", "big", when="period_end", change="reset")
@@ -436,7 +450,8 @@ def test_several_that_are_due_come_in_the_order_of_time(make: Make, clock: Manua
     expected = 1_000 + 250 + 9_000 * 3_333 // 10_000
     sent = requests_of(meter)
     assert pool(meter) == (expected, 100, day(5))
-    assert len(sent) == 2  # one round trip to hear of both, one to do them
+    # One round trip to hear of both, one to do them; one more if the server met no such policy.
+    assert len(sent) in (2, 3)
     assert meter.consume("ana", "credits")
     before = len(sent)
     assert meter.consume("ana", "credits")
@@ -545,7 +560,7 @@ def test_a_clock_that_falls_back_after_a_change_was_written(make: Make, clock: M
 
 def test_an_operation_id_covers_the_instant(meter: AnyMeter, clock: ManualClock) -> None:
     meter.subscribe("ana", "big", when="10d", op="x")
-    clock.advance(days=1)
+    clock.advance(hours=1)
     meter.subscribe("ana", "small")
     for _ in range(2):
         meter.subscribe("ana", "big", when="10d", op="x")  # delivered again

@@ -22,9 +22,9 @@ INTERVALS_MS = {
 
 @dataclass(frozen=True)
 class Share:
-    """By how much a pool's limit differs from its plan's until its period ends."""
+    """By how much a pool's limit differs from its plans' until its period ends, by group."""
 
-    differs: int
+    differs: Mapping[str, int]
     end: int
 
 
@@ -51,27 +51,41 @@ class OPending:
 def shared(spec: PoolSpec, share: Share) -> PoolSpec:
     """The spec in force until the share ends; `spec` is the plans'."""
     assert spec.limit is not None
-    return replace(spec, limit=max(0, spec.limit + share.differs), renewed=spec.limit)
+    return replace(spec, limit=max(0, spec.limit + sum(share.differs.values())), renewed=spec.limit)
 
 
 def share_after(
-    old: PoolSpec, new: PoolSpec, share: Share | None, state: PoolState, now: int, prorate: bool
+    old: PoolSpec,
+    new: PoolSpec,
+    share: Share | None,
+    state: PoolState,
+    now: int,
+    change: str | None,
+    group: str,
 ) -> Share | None:
-    """The share once the plans' limit went from one to the other, the period being `state`'s."""
+    """The share once the plans' limit went from one to the other, the period being `state`'s.
+
+    `change`, `group`: the change that this is; None: only the definition of plans is another.
+    """
     if old.limit is None or new.limit is None or not state.open or state.end is None:
         return None
-    was_differing = share.differs if share is not None else 0
+    differs = dict(share.differs) if share is not None else {}
     gap = new.limit - old.limit
-    if prorate:
+    if change == "prorate":
         points = 10_000 * (state.end - now) // (state.end - state.start)
         moved = abs(gap) * points // 10_000
-        in_force = old.limit + was_differing + (moved if gap > 0 else -moved)
-        differs = in_force - new.limit
-    elif was_differing < 0 and gap < 0:
+        in_force = old.limit + differs.get(group, 0) + (moved if gap > 0 else -moved)
+        differs[group] = in_force - new.limit
+    elif change is not None and gap:
+        # The plan's limit counts in full; what a downgrade left beyond it stays.
+        differs[group] = max(0, differs.get(group, 0))
+    elif gap < 0:
         # The limit in force falls only once nothing is held back any more.
-        differs = min(0, was_differing - gap)
-    else:
-        differs = was_differing
+        for other in sorted(differs):
+            less = min(max(0, -differs[other]), -gap)
+            differs[other] += less
+            gap += less
+    differs = {other: amount for other, amount in differs.items() if amount}
     return Share(differs, state.end) if differs else None
 
 

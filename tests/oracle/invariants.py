@@ -43,7 +43,8 @@ def check_record(record: Record, now: int) -> None:
     assert all(waiting.at > now for waiting in record.pending.values())
     for name, share in record.shares.items():
         assert share.end == record.state(name, now).end > now
-        assert share.differs != 0
+        assert share.differs
+        assert all(share.differs.values())
     for name, spec in record.specs.items():
         state = record.state(name, now)
         assert spec.figures(state, now).used >= 0

@@ -80,8 +80,8 @@ class Levels:
             at,
             own=own,
             anchor_ms=waiting.anchor_ms,
-            reset=waiting.change == "reset",
-            prorate=waiting.change == "prorate",
+            change=waiting.change,
+            group=group,
         )
 
     def views(self, path: Path, join: str | None, now: int) -> list[View]:

@@ -226,8 +226,8 @@ class Oracle(Granting):
             now,
             own=frozenset(limit.name for limit in target.includes),
             anchor_ms=anchor_ms,
-            reset=change == "reset",
-            prorate=change == "prorate",
+            change=change,
+            group=target.group,
         )
         self._remember(path, op, request, ODecision(True, "OK", None), now)
 
@@ -286,7 +286,7 @@ class Oracle(Granting):
         del plans[group]
         if len(path) == 1 and group in self.catalog.defaults:
             plans[group] = self.catalog.defaults[group]
-        self.levels.rewrite(path, record, plans, now)
+        self.levels.rewrite(path, record, plans, now, change="keep", group=group)
 
     def override(
         self,

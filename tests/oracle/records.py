@@ -298,14 +298,15 @@ def converted(
     now: int,
     own: Collection[str] = (),
     anchor_ms: int | None = None,
-    reset: bool = False,
-    prorate: bool = False,
+    change: str | None = None,
+    group: str = "",
 ) -> Record:
     """The record under other plans, definitions or overrides, in one step from old to new.
 
-    `own`: names to which an explicit `anchor_ms` and `reset` apply. `prorate`: the limits of pools
-    move in proportion to what is left of their periods.
+    `change`, `group`: "keep", "reset" or "prorate" by a change of that group's plan. `own`: names
+    to which an explicit `anchor_ms` and "reset" apply.
     """
+    reset = change == "reset"
     specs = specs_of(base, overrides, record.grants, {})
     shares: dict[str, Share] = {}
     record = copy_of(record)
@@ -344,7 +345,7 @@ def converted(
             before = record.base.get(name)
             if before is not None and name in base:  # else only grants made it, or will
                 share = share_after(
-                    before, base[name], record.shares.get(name), state, now, prorate
+                    before, base[name], record.shares.get(name), state, now, change, group
                 )
                 if share is not None:
                     shares[name] = share
