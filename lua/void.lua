@@ -15,6 +15,8 @@
 local function void(keys, args)
   if #args ~= 4 then
     bad("void takes 4 arguments")
+  elseif #args[3] < 1 or #args[3] > 128 then
+    bad("void: an id of 1 to 128 bytes")
   end
   local now, status = assign.read(keys, args[1], args[2], args[4])
   if not now then

@@ -54,6 +54,11 @@ local function bad(what)
   error("METERD-ARGUMENT " .. what, 0)
 end
 
+-- The same where a record is not what it should be.
+local function unreadable(rec)
+  error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
+end
+
 local function hex(text)
   return format(("%02x"):rep(#text), byte(text, 1, -1))
 end

@@ -196,21 +196,33 @@ local function as_row(g)
   return { g.id, g.pool, g.amount, g.left, g.held, g.lost, g.starts, g.expires, g.priority, g.age, g.source, void }
 end
 
--- What a record that was read has of grants. `rows`: its `k`; `at`: where its digest begins, nil: there is none.
-function grants.read(level, rows, at)
+-- Fails where something is not what it should be: numbers and texts cannot be compared with anything else.
+local function read_rows(rec, rows, at)
   local list = {}
   for i, r in ipairs(rows) do
+    assert(r[1] > "" and r[2] > "" and r[11] >= "" and r[3] > 0 and r[4] >= 0 and r[5] >= 0 and r[6] >= 0)
+    assert(r[7] >= 0 and r[8] > 0 and r[9] >= 0 and r[10] > 0 and r[12] <= 1)
     list[i] = {
       id = r[1], pool = r[2], amount = r[3], left = r[4], held = r[5], lost = r[6], starts = r[7], expires = r[8],
       priority = r[9], age = r[10], source = r[11], voided = r[12] == 1,
     }
   end
-  for _ = 1, at and byte(level.rec, at) or 0 do
-    local _, head, _, left = sunpack(DIGEST, level.rec, at + 1)
+  for _ = 1, byte(rec, at) do
+    local _, head, _, left = sunpack(DIGEST, rec, at + 1)
     if head > 0 then
       list[head].left = left
     end
     at = at + 22
+  end
+  assert(list[1])
+  return list
+end
+
+-- What a record that was read has of grants. `rows`: its `k`; `at`: where its digest begins.
+function grants.read(level, rows, at)
+  local ok, list = pcall(read_rows, level.rec, rows, at)
+  if not ok then
+    unreadable(level.rec)
   end
   level.grants = list
 end
@@ -222,7 +234,7 @@ function grants.behind(level, at)
   if has(level.flags, GRANTS) then
     local pools = byte(level.rec, at)
     if not pools then
-      error("METERD-LAYOUT a record of " .. #level.rec .. " bytes", 0)
+      unreadable(level.rec)
     end
     digest, at = at, at + 1 + 22 * pools
   end

@@ -46,6 +46,17 @@ local function check_numbers(count, list)
   end
 end
 
+local function check_sources(list)
+  if type(list) ~= "table" or #list < 2 then
+    error("no sources", 0)
+  end
+  for j = 1, #list, 2 do
+    if type(list[j]) ~= "string" or list[j + 1] < 0 then
+      error("no source", 0)
+    end
+  end
+end
+
 -- Fails where something is not what it should be.
 local function unpacked(raw)
   local e = munpack(raw)
@@ -58,6 +69,9 @@ local function unpacked(raw)
   check_numbers(names, e[4])
   for i, p in ipairs(e[5]) do
     parts[i] = { name = p[1], kind = p[2], gen = p[3], mark = p[4], over = p[5], factors = p[6], sources = p[8] }
+    if p[8] ~= nil then
+      check_sources(p[8])
+    end
     check_numbers(4, { p[2], p[3], p[4], p[5] })
     check_numbers(names, p[6])
     if p[7] then
@@ -65,9 +79,6 @@ local function unpacked(raw)
       if p[7][1] > 0 then
         parts[i].bill, parts[i].fin = p[7][1], p[7][2]
       end
-    end
-    for j = 1, p[8] and #p[8] or 0, 2 do
-      check_numbers(1, { p[8][j + 1] })
     end
   end
   return { expiry = e[1], names = e[2], amounts = e[3], tallied = e[4], parts = parts }

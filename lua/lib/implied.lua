@@ -17,6 +17,15 @@ function implied.pools(level, parsed)
   return names[1] and policy.implying(parsed, names) or parsed
 end
 
+-- What stands as msgpack from `at` on.
+function implied.variable(rec, at)
+  local ok, var = pcall(munpack, sub(rec, at))
+  if not ok or type(var) ~= "table" then
+    unreadable(rec)
+  end
+  return var
+end
+
 -- The policy of that name as this record is laid out by it: with the pools that its grants imply. Nil: it is not at
 -- hand.
 function implied.laid_out(level, fp, blobs)
@@ -26,8 +35,12 @@ function implied.laid_out(level, fp, blobs)
   end
   local count = byte(level.rec, parsed.tail)
   if not count then
-    error("METERD-LAYOUT a record of " .. #level.rec .. " bytes", 0)
+    unreadable(level.rec)
   end
   local at = grants.behind(level, parsed.tail + 1 + count * SIZES[POOL])
-  return policy.implying(parsed, munpack(sub(level.rec, at)).i)
+  local ok, found = pcall(policy.implying, parsed, implied.variable(level.rec, at).i)
+  if not ok or #found.implied ~= count then
+    unreadable(level.rec)
+  end
+  return found
 end

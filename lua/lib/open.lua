@@ -7,7 +7,7 @@ local function read_due(level, now)
   local at = level.parsed.tail + (has(level.flags, TTL) and 6 or 0)
   local H = level.holds or {}
   if #level.rec < at + 5 then
-    too_short(level.rec)
+    unreadable(level.rec)
   end
   level.holds, H.due, H.brief = H, sunpack("<I6", level.rec, at), has(level.flags, TTL)
   return H.due <= now and not H.hash
@@ -135,7 +135,7 @@ local function open_records(keys, values, count, context, extra, now, manual, mo
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then
-        too_short(rec)
+        unreadable(rec)
       end
       local version, flags, fp, rev, seen = sunpack(HEAD, rec)
       if version ~= LAYOUT then

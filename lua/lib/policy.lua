@@ -354,6 +354,7 @@ function policy.implying(parsed, names)
     limits[i], by_name[L.name] = L, L
   end
   for i, name in ipairs(names) do
+    assert(type(name) == "string" and #name <= 64 and find(name, "^[%w_.-]+$"))
     local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, {} }, {}, at)
     L.implied = true
     at = at + L.size

@@ -19,21 +19,17 @@
 -- flags, var, effective (limits under an override, by index), holds (see hold.lua), grants (see grants.lua); fresh,
 -- moved: bytes that differ from what is stored; settled: it has to be stored whole; news: see bill.lua; steps:
 -- changes that are due (change.lua). At most four are in hand; the tables are reused from call to call.
--- @gives record levels HEAD too_short has_more
+-- @gives record levels HEAD has_more
 
 local HEAD = "<BBc8I4I6"
 
 local record = {}
 local levels = { {}, {}, {}, {} }
 
-local function too_short(rec)
-  error("METERD-LAYOUT a record of " .. #rec .. " bytes", 0)
-end
-
 -- When a record was last written.
 function record.seen(rec)
   if #rec < HEADER then
-    too_short(rec)
+    unreadable(rec)
   end
   return (sunpack("<I6", rec, 15))
 end
@@ -325,11 +321,8 @@ end
 -- Decodes the variable part, while the bytes are as they are stored.
 function record.unpack_variable(level)
   local at, digest = grants.behind(level, level.parsed.tail)
-  if #level.rec < at then
-    too_short(level.rec)
-  end
-  local var = munpack(sub(level.rec, at))
-  if var.k then
+  local var = implied.variable(level.rec, at)
+  if digest then
     grants.read(level, var.k, digest)
     var.k, var.i = nil, nil
   end
@@ -353,7 +346,7 @@ end
 -- Takes a record in hand as it was written, and brings it nowhere. Returns whether its policy is at hand.
 function record.peek(level, key, rec, policies)
   if #rec < HEADER then
-    too_short(rec)
+    unreadable(rec)
   end
   local version, flags, fp, rev, seen = sunpack(HEAD, rec)
   if version ~= LAYOUT then
