@@ -120,7 +120,7 @@ def assert_well_formed(entry: str, reply: Any) -> None:
             wire.decode_answer(reply, LEVELS).limits()
         unpack_about(reply[wire.end_of(reply) :])
     elif status == wire.DECIDED or (
-        status == wire.REPLAYED and entry not in ("subscribe", "release", "operation")
+        status == wire.REPLAYED and entry not in ("subscribe", "release", "operation", "grant")
     ):
         answer = wire.decode_answer(reply, LEVELS)
         for state in answer.limits():
@@ -130,6 +130,14 @@ def assert_well_formed(entry: str, reply: Any) -> None:
             wire.decode_levels(reply, answer.end())
         else:
             assert answer.end() == len(reply)
+    elif entry == "grant" and status in (wire.DONE, wire.REPLAYED):
+        done = reply[1:] if status == wire.REPLAYED else reply
+        assert done[0] == wire.DONE
+        row = msgpack.unpackb(done[1:], raw=True)  # its texts may be any bytes here
+        assert len(row) == 12
+        assert row[2] == row[3] > 0
+    elif entry == "void" and status == wire.DONE:
+        assert struct.unpack("<d", reply[1:])[0] % 1 == 0
     elif status == wire.REPLAYED and entry == "operation":
         assert len(reply) > 7
     elif status == wire.REPLAYED:
@@ -156,18 +164,21 @@ def applied(entry: str, reply: Any) -> bool:
 
 
 class World:
-    """A root, two levels below it (one with an override), a hold on all three of them, the end of
-    another, meta, an operation id, a limiter."""
+    """A root, two levels below it (one with an override and grants), a hold on all three of them,
+    the end of another, meta, an operation id, a limiter."""
 
     def __init__(self, client: redis.Redis, url: str) -> None:
         self.client = client
         self.raw = Raw(client)
-        self.meter = Meter(url, plans=PLANS, prefix="w", clock=ManualClock(NOW))
+        self.clock = ManualClock(NOW)
+        self.meter = Meter(url, plans=PLANS, prefix="w", clock=self.clock)
         meter = self.meter.open()
         meter.consume("acme", "credits", 7, op="first")
         meter.subscribe("acme/team", limits=[Bucket("api", 5, "1m"), Flag("sso")])
         meter.subscribe("acme/team/ana", "pro")
         meter.override("acme/team/ana", "credits", limit=3)
+        meter.grant("acme/team/ana", "credits", 20, priority=10, op="gift")
+        meter.grant("acme/team/ana", "extra", 5, expires="10m", source="trial", op="more")
         meter.set_meta("acme", {"note": [1]})
         meter.reserve("acme/team/ana", {"credits": 1, "api": 1, "jobs": 1}, ttl="1h", op="open")
         meter.reserve("acme", "jobs", op="over").commit()
@@ -254,6 +265,23 @@ class World:
                 ],
             ),
             "adjust": ([self.leaf, *above], [now, context, b"credits", b"2", bring]),
+            "grant": (
+                [self.leaf, *([self.op] if op else []), *above],
+                [
+                    now,
+                    context,
+                    b"credits",
+                    b"7",
+                    b"",
+                    b"%d" % (NOW + 9000),
+                    b"60",
+                    b"order 1",
+                    b"new",
+                    op_argument,
+                    bring,
+                ],
+            ),
+            "void": ([self.leaf, *above], [now, context, b"gift", bring]),
             **self.of_keys(charge, op=op),
             "set_meta": ([self.meta], [b"field", b'"value"']),
             "forget": ([self.leaf], []),
@@ -409,6 +437,11 @@ VALID: dict[str, Any] = {
     "clear": lambda t: t in (b"", b"1"),
     "known": lambda t: t in (b"", b"1"),
     "used": _is_whole(10**15),
+    "amount": lambda t: _is_whole(10**15)(t) and int(t) > 0,
+    "starts": _is_instant,
+    "priority": _is_whole(100),
+    "source": lambda t: len(t) <= 128,
+    "id": lambda t: 1 <= len(t) <= 128,
     "field": bool,
     "value": lambda _: True,
     "expected": lambda _: True,

@@ -113,6 +113,13 @@ UNREADABLE = [
         for at in range(1, 6)
         for value in (None, "1", [], {}, [1], ["1", 0, 0], [1, None, 0])
     ),
+    *(
+        msgpack.packb(swapped(GOOD, 4, [[*PART, sources]]))
+        for sources in (
+            "", "x", 5, False, True, {}, {"a": 1}, [], [1], ["a"], ["a", "b"], ["a", None, "b", 1],
+            [5, 1], [["a"], 1], ["a", 1, "b"], ["a", -1], ["a", [1]], ["a", 1, 5, 1],
+        )
+    ),
     *(msgpack.packb(swapped(GOOD, at, [1, 1])) for at in (2, 3)),
     msgpack.packb(GOOD)[:-1],
 ]  # fmt: skip
@@ -143,8 +150,8 @@ def after_an_hour(w: World, entry: str, held: tuple[int, ...] | None = None) -> 
     moves = [[1, source, source, source]] if entry in ("subscribe", "unsubscribe") else []
     args[said.held - 1] = extra(w.policies, *moves, held=held)
     args[0] = b"%d" % (NOW + HOUR)
-    if entry == "override":
-        args[6] = b""
+    if entry in ("override", "grant"):
+        args[header(entry).arguments.index("expires")] = b""
     pairs = {1: w.pairs[-2:]} if said.one else {n: w.pairs[n * 2 - 2 : n * 2] for n in (1, 2, 3)}
     front = [key for key in keys if key not in w.pairs]
     return [*front, *(key for n in held for key in pairs.get(n, w.pairs[:2]))], args

@@ -141,7 +141,10 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     meter.override("a", "b", limit=20, expires="1h")
     rec = client.get(meter._keys.path("a").keys[0])
     (bytes_of,) = ([row[0] for row in table("bytes")],)
-    assert bytes_of == ["1", "2", "3-10", "11-14", "15-20", "21-", "+ 6", "+ 6 more", "+ rest"]
+    assert bytes_of == [
+        "1", "2", "3-10", "11-14", "15-20", "21-", "+ 1, 46 each", "+ 6", "+ 6 more",
+        "+ 1, 22 each", "+ rest",
+    ]  # fmt: skip
     version, flags, policy, revision = struct.unpack_from("<BB8sI", rec)
     assert (version, flags, revision) == (1, 2, 1)
     assert client.hexists(meter._keys.policies, policy)
@@ -188,6 +191,62 @@ def test_a_hold_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
         [["c", 1, 0, start, 4, [3, 1, 0]], ["jobs", 0, 0, 0, 0, [0, 0, 1]]],
     ]  # fmt: skip
     assert client.zscore(order, hold.id) == clock.now_ms + 60_000
+
+
+def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
+    clock = ManualClock()
+    limits = [Pool("c", 100), Slots("jobs", 9)]
+    meter = make([Plan("p", includes=limits, default=True)], clock=clock)
+    start = clock.now_ms
+    meter.grant("a", "c", 40, priority=10, expires="1h", op="early")
+    meter.grant("a", "c", 7, starts="1m", op="later", source="order 1")
+    meter.grant("a", "d", 5, op="beside")
+    clock.advance(seconds=7)
+    meter.consume("a", {"c": 10, "d": 2})
+    hold = meter.reserve("a", {"jobs": 1, "c": 33}, ttl=60)
+    path = meter._keys.path("a")
+    rec, (held, _) = client.get(path.keys[0]), meter._keys.holds(path, 1)
+    assert rec[1] == 8 + 16 + 32 + 128
+    at = 20 + 46 + 7
+
+    def pool(at: int) -> list[int]:
+        return [
+            int.from_bytes(rec[i : i + size], "little")
+            for i, size in zip(range(at + 18, at + 46, 7), [7] * 4, strict=True)
+        ]
+
+    assert pool(20) == [3, 40, 0, 0]
+    assert rec[at] == 1
+    assert pool(at + 1) == [0, 2, 0, 0]
+    at += 47
+    assert int.from_bytes(rec[at : at + 6], "little") == clock.now_ms + 60_000
+    at += 6
+    assert rec[at] == 2
+    digests = [
+        (
+            rec[i],
+            rec[i + 1],
+            *(
+                int.from_bytes(rec[i + j : i + j + n], "little")
+                for j, n in ((2, 6), (8, 7), (15, 7))
+            ),
+        )
+        for i in (at + 1, at + 23)
+    ]
+    # The first pool goes on with its allowance until the second grant starts; of the other one
+    # place 3 comes next.
+    assert digests == [(1, 0, start + 60_000, 0, 0), (3, 3, 2**48 - 1, 3, 0)]
+    assert msgpack.unpackb(rec[at + 45 :]) == {
+        "k": [
+            ["early", "c", 40, 0, 30, 0, start, start + 3_600_000, 10, 1, "", 0],
+            ["later", "c", 7, 7, 0, 0, start + 60_000, 2**48 - 1, 50, 2, "order 1", 0],
+            ["beside", "d", 5, 3, 0, 0, start, 2**48 - 1, 50, 3, "", 0],
+        ],
+        "i": ["d"],
+    }
+    parts = msgpack.unpackb(client.hget(held, hold.id))[4]
+    assert parts[0] == ["c", 1, 0, start, 0, [0, 1], ["early", 30, "", 3]]
+    assert len(parts[1]) == 6
 
 
 @pytest.mark.parametrize("number", ["10^15", "9 * 10^15", "10^12", "2^48 - 1", "-2^53"])

@@ -186,6 +186,28 @@ def keys(meter: Meter, owner: tuple[str, ...], clock: ManualClock | None) -> Non
         assert meter.keys.revoke(key.id)
 
 
+def grant(meter: Meter, subject: tuple[str, ...]) -> None:
+    """Every verb about grants, and those that charge and hold where some are live."""
+    for name, fields in (
+        ("credits", {"priority": 10}),
+        ("credits", {"expires": "30d", "source": "order 1/ü", "op": f"g{len(subject)}"}),
+        ("unplanned", {"starts": "1h", "priority": 90, "op": f"p{len(subject)}"}),
+    ):
+        for _ in range(2):
+            meter.grant(subject, name, 20, **fields)
+    with contextlib.suppress(MeterdError):
+        meter.grant(subject, "unplanned", 9, op=f"g{len(subject)}")  # taken
+    for verb in (meter.check, meter.consume, meter.report, meter.refund):
+        verb(subject, {"credits": 5, "unplanned": 0})
+    meter.usage(subject)
+    held = meter.reserve(subject, "credits", 30)
+    meter.void(subject, f"g{len(subject)}")
+    held.release()
+    for name in (f"p{len(subject)}", "never was"):
+        with contextlib.suppress(MeterdError):
+            meter.void(subject, name)
+
+
 def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
     """Every verb comes upon a hold that has expired."""
     meter.consume(subject, "credits", op=f"z{len(subject)}")
@@ -203,6 +225,9 @@ def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) ->
         lambda: meter.unsubscribe(subject, "extra"),
         lambda: meter.override(subject, "credits", limit=900),
         lambda: meter.adjust(subject, "credits", used=40),
+        lambda: meter.grant(subject, "credits", 30),
+        lambda: meter.grant(subject, "unplanned", 3, expires="1h", op=f"z{len(subject)}"),
+        lambda: meter.void(subject, f"z{len(subject)}"),
     ):
         for _ in range(2):
             assert meter.reserve(subject, {"jobs": 1, "api": 1}, ttl=0.001)
@@ -244,6 +269,7 @@ def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
     for subject in ((root,), (root, "team"), below, (*below, "d")):
         meter.subscribe(subject, "pro")
         hold(meter, subject)
+        grant(meter, subject)
         expire(meter, subject, clock)
     for owner in ((root,), below):
         keys(meter, owner, clock)
@@ -262,6 +288,8 @@ def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
     for subject in ((root,), (root, "team"), below):
         come(meter, subject, clock)
     meter.unsubscribe((root, "nobody"), "pro")
+    meter.grant((root, "somebody"), "credits", 4)
+    meter.consume((root, "somebody"), "credits")
     meter.hold((root, "nobody"), "none").release()
     charge(meter, root)
 
