@@ -30,11 +30,12 @@ local function find_policies(i, level, context, extra, mover)
     move = nil -- it has been made
   end
   if move and level.rev <= context.rev then
-    level.to, level.parsed = policy.get(move[4], extra.p), implied.laid_out(level, move[3], extra.p)
+    level.to, level.parsed = policy.get(move[4], extra.p), policy.get(move[3], extra.p)
     if not level.to or not level.parsed then
       return "", (level.to and "" or move[4]) .. (level.parsed and "" or move[3])
     end
-    check_layout(level, implied.laid_out(level, level.fp, extra.p))
+    check_layout(level, policy.get(level.fp, extra.p))
+    level.parsed = implied.laid_out(level, move[3], extra.p)
     return "", ""
   end
   local parsed = implied.laid_out(level, level.fp, extra.p)
@@ -57,12 +58,13 @@ end
 local function find_late(i, level, context, extra, mover, now)
   local offered = extra.m and extra.m[i]
   local reading = offered and offered[level.fp] and offered[level.fp][3] or level.fp
-  level.parsed = implied.laid_out(level, reading, extra.p)
+  level.parsed = policy.get(reading, extra.p)
   if not level.parsed then
     return "", reading
   elseif reading ~= level.fp then
-    check_layout(level, implied.laid_out(level, level.fp, extra.p))
+    check_layout(level, policy.get(level.fp, extra.p))
   end
+  level.parsed = implied.laid_out(level, reading, extra.p)
   record.unpack_variable(level)
   local due = change.due(level.var, now)
   if not due then

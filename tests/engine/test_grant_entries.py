@@ -1,4 +1,4 @@
-"""The entries of grants called directly: what is in store and unreadable, statuses, what is kept."""
+"""The entries of grants called directly: what is unreadable in store, statuses, what is kept."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_void_says_how_much_it_took(w: World, how: str) -> None:
     w.reset()
     for unknown in (b"other", b"Gift", b"x" * 128):
         assert call(w, "void", how, id=unknown) == bytes([wire.UNKNOWN])
-    keys, args = w.valid("void")
+    _, args = w.valid("void")
     args[2] = b"gift"
     assert w.raw.call("void", [w.root], args, how=how) == bytes([wire.UNKNOWN])
     assert w.raw.call("void", [w.fresh], args, how=how) == bytes([wire.UNKNOWN])
@@ -170,7 +170,7 @@ def test_void_says_how_much_it_took(w: World, how: str) -> None:
 
 def test_only_pools_are_granted_to(w: World, how: str) -> None:
     for name in (b"api", b"sso"):
-        keys, args = w.valid("grant")
+        _, args = w.valid("grant")
         args[2] = name
         reply = w.raw.call("grant", [w.team, w.root], args, how=how)
         assert str(reply).startswith("METERD-ARGUMENT grant: "), reply
