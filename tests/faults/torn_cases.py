@@ -93,6 +93,11 @@ def override(expires: datetime | None = None, **fields: int) -> Step:
     return lambda w: w.meter.override("acme", "credits", expires=expires, **fields)
 
 
+def grant(amount: int = 5, op: str = "gift", name: str = "credits", **more: Any) -> Step:
+    return lambda w: w.meter.grant("acme", name, amount, op=op, **more)
+
+
+_granted = [applied(POOLS), grant(priority=10, expires=FAR), grant(7, "later"), consume(1)]
 _stale = [applied(POOLS), consume(), applied(LARGER)]
 _deep = [applied(MIXED), levels]
 _stale_deep = [*_deep, consume(2, PATH), applied(MIXED, ADD_ON)]
@@ -228,6 +233,37 @@ CASES: dict[str, Case] = {
     ),
     "adjust, stale": Case(
         _stale, lambda w: w.meter.adjust("acme", "credits", used=77), repeatable=True
+    ),
+    "grant": Case([applied(POOLS), consume()], grant(source="x", expires=FAR), repeatable=True),
+    "grant, unseen": Case([applied(POOLS)], grant(), repeatable=True),
+    "grant, a pool of its own": Case(
+        [applied(BUCKETS), consume(1, name="calls")], grant(), repeatable=True
+    ),
+    "grant, stale": Case([*_stale, grant(9, "other")], grant(), repeatable=True),
+    "grant, void": Case(_granted, lambda w: w.meter.void("acme", "gift"), repeatable=True),
+    "grant, void, stale": Case(
+        [*_granted, applied(LARGER)], lambda w: w.meter.void("acme", "later"), repeatable=True
+    ),
+    "grants, consume": Case(_granted, consume()),
+    "grants, consume, all of several, op": Case(_granted, consume(1010, op="x"), repeatable=True),
+    "grants, consume, 3 levels, op": Case(
+        [*_deep, grant(), grant(8, "bonus", "bonus")],
+        consume(subject=PATH, op="x"),
+        repeatable=True,
+    ),
+    "grants, consume, one expired": Case(
+        [*_granted, grant(4, "soon", expires=_ending), later(2 * DAY_MS)], consume()
+    ),
+    "grants, report": Case(_granted, lambda w: w.meter.report("acme", "credits", 2000)),
+    "grants, refund, op": Case(
+        [*_granted, consume(9)],
+        lambda w: w.meter.refund("acme", "credits", 3, op="x"),
+        repeatable=True,
+    ),
+    "grants, another plan": Case(
+        [*_granted, applied(POOLS, ADD_ON), grant(8, "bonus", "bonus")],
+        lambda w: w.meter.subscribe("acme", "extra"),
+        repeatable=True,
     ),
     "set_meta": Case([applied(POOLS)], lambda w: w.meter.set_meta("acme", {"a": 1}), True),
     "set_meta, more": Case(
