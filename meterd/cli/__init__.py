@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from meterd.cli import bench, catalog, charge, diagnose, keys, records, traffic
+from meterd.cli import bench, catalog, charge, diagnose, grants, keys, records, traffic
 from meterd.cli.base import MeterdGroup, State
 
 __all__ = ["main"]
@@ -35,6 +35,6 @@ def main(context: click.Context) -> None:
     context.ensure_object(State)
 
 
-for _module in (diagnose, traffic, catalog, charge, records, keys, bench):
+for _module in (diagnose, traffic, catalog, charge, grants, records, keys, bench):
     for _command in _module.COMMANDS:
         main.add_command(_command)

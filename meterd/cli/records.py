@@ -31,7 +31,7 @@ _MAYBE_UNLIMITED = AmountType(unlimited=True)
 @click.option("--op", metavar="ID", help="What became of this operation, or of the hold.")
 @click.pass_obj
 def show(state: State, subject: Subject, join: str | None, op: str | None) -> None:
-    """Show what a subject has used: a bar per limit, and when it resets in local time."""
+    """Show what a subject has used: a bar per limit, when it resets (local time), grants, holds."""
     if op is not None and join is not None:
         bad_usage("--op looks at what has happened: it goes without --join")
     with state.meter() as meter:

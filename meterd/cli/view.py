@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from meterd.catalog import Diff
 from meterd.cli.params import path_text
 from meterd.describe import charges, rule
+from meterd.grant import Grant
 from meterd.past import Operation
 from meterd.policy import Plan
 from meterd.result import Decision, Level, LimitState, Usage
@@ -103,7 +104,7 @@ def _when(state: LimitState, now: datetime, look: Look, waits: bool) -> str:
 
 
 def usage_text(usage: Usage, look: Look) -> str:
-    """Each level's plans, limits, overrides and open holds."""
+    """Each level's plans, limits, overrides, grants and open holds."""
     now = datetime.now(UTC)
     lines = []
     for level in usage.levels:
@@ -118,6 +119,7 @@ def usage_text(usage: Usage, look: Look) -> str:
             fields = ", ".join(f"{name} {number(value)}" for name, value in change.fields.items())
             until = f" until {local_time(change.expires, now)}" if change.expires else ""
             lines.append(f"  override {look.clean(change.name)}: {fields}{until}")
+        lines += ["  " + look.clean(line) for line in grant_lines(level, now)]
         lines += ["  " + look.clean(line) for line in hold_lines(level, now)]
     if not usage.levels:
         lines.append(f"{look.clean(path_text(usage.subject))}: nothing is known of it")
@@ -172,6 +174,30 @@ def _key_state(key: ApiKey, now: datetime) -> list[str]:
         word = "expires" if key.expires > now else "expired"
         said.append(f"{word} {local_time(key.expires, now)}")
     return said + (["imported"] if key.imported else [])
+
+
+def grant_lines(level: Level, now: datetime) -> list[str]:
+    """A line per grant that has something left or held, pool by pool, in burn order.
+
+    Where the period's own allowance stands among them, the priority tells: it has 50.
+    """
+    kept = [grant for grant in level.grants if grant.remaining or grant.held]
+    never = 2**63
+    kept.sort(key=lambda g: (g.name, g.priority, g.expires_ms or never))  # else: in order of age
+    return [grant_text(grant, now) for grant in kept]
+
+
+def grant_text(grant: Grant, now: datetime) -> str:
+    """`grant order-7: credits 40 of 100 (10 held) until ..., priority 10, from "stripe"`."""
+    text = f"grant {grant.id}: {grant.name} {number(grant.remaining)} of {number(grant.amount)}"
+    if grant.held:
+        text += f" ({number(grant.held)} held)"
+    if grant.starts > now:
+        text += f" from {local_time(grant.starts, now)}"
+    if grant.expires is not None:
+        text += f" until {local_time(grant.expires, now)}"
+    text += f", priority {grant.priority}"
+    return f"{text}, source {grant.source}" if grant.source else text
 
 
 def hold_lines(level: Level, now: datetime) -> list[str]:

@@ -19,8 +19,8 @@ from tests.cli.helpers import Run, data_of
 from tests.support.servers import Server
 
 VERBS = {
-    "adjust", "apply", "check", "consume", "demo", "doctor", "forget", "ls", "override", "plans",
-    "refund", "replay", "report", "show", "subscribe", "unsubscribe",
+    "adjust", "apply", "check", "consume", "demo", "doctor", "forget", "grant", "ls", "override",
+    "plans", "refund", "replay", "report", "show", "subscribe", "unsubscribe", "void",
 }  # fmt: skip
 
 
