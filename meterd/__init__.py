@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         UnsafeServer,
         UsageExceeded,
     )
-    from meterd.events import Event
+    from meterd.event import Event
     from meterd.grant import Grant
     from meterd.hold import Hold
     from meterd.keyverbs import AsyncKeys, Keys
@@ -97,7 +97,7 @@ _HOMES = {
     "catalog": ("Diff",),
     "catalog_toml": ("load_plans", "load_toml"),
     "client": ("Meter",),
-    "events": ("Event",),
+    "event": ("Event",),
     "grant": ("Grant",),
     "hold": ("Hold",),
     "keyverbs": ("AsyncKeys", "Keys"),

@@ -47,6 +47,7 @@ _PLAN_KEYS: Final = (
     "buckets",
     "slots",
 )
+_STRIPE_KEYS: Final = ("event_names", "customer_key", "value_key", "account")
 T = TypeVar("T")
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -75,8 +76,26 @@ def load_settings(source: Source) -> dict[str, Any]:
     """
     document, at = _document(source)
     return {
-        key: _setting(key, value, f"{at}{key}") for key, value in document.items() if key != "plans"
+        key: _setting(key, value, f"{at}{key}")
+        for key, value in document.items()
+        if key not in ("plans", "export")
     }
+
+
+def load_export(source: Source) -> dict[str, Any]:
+    """`[export.stripe]` of a TOML file: keyword arguments of `StripeMeter`; {} if it has none."""
+    document, at = _document(source)
+    export = _table(document.get("export", {}), f"{at}export")
+    check_keys(export, ("stripe",), f"{at}export.")
+    found = dict(_table(export.get("stripe", {}), f"{at}export.stripe"))
+    check_keys(found, _STRIPE_KEYS, f"{at}export.stripe.")
+    for key, value in found.items():
+        where = f"{at}export.stripe.{key}"
+        texts = _table(value, where) if key == "event_names" else {"": value}
+        for name, text in texts.items():
+            if not isinstance(text, str) or not text:
+                raise refuse(f"{where}.{_quoted(name)}" if name else where, text, "text")
+    return found
 
 
 def load_plans(spec: str) -> list[Plan]:
@@ -170,7 +189,7 @@ def _document(source: Source) -> tuple[dict[str, Any], str]:
         at = "tool.meterd."
         document = _table(document.get("tool", {}), "tool").get("meterd", {})
         document = _table(document, "tool.meterd")
-    check_keys(document, (*SETTINGS, "plans"), at)
+    check_keys(document, (*SETTINGS, "plans", "export"), at)
     return document, at
 
 

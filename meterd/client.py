@@ -22,7 +22,8 @@ from meterd.result import Decision, Usage
 from meterd.timespec import Instant, Seconds
 
 if TYPE_CHECKING:
-    from meterd.events import Event, EventReader
+    from meterd.event import Event
+    from meterd.events import EventReader
     from meterd.keyverbs import Keys
     from meterd.pipeline import Pipeline
 

@@ -23,6 +23,7 @@ from meterd.wire import command
 T = TypeVar("T")
 Asked = tuple[bytes, tuple[bytes, ...]]  # the key that routes a command, and the command
 
+KEPT = 100_000  # entries that a stream of events keeps at least
 NEW = b">"
 BEGIN = b"0-0"
 SECONDS = 5.0  # patience with what is asked of many partitions
@@ -159,6 +160,24 @@ def groups(reply: Any) -> dict[bytes, Group]:
         )
         found[group.name] = group
     return found
+
+
+def trimmed_unread(stream: dict[str, Any], group: Group) -> int | None:
+    """How many entries were trimmed away before the group read them; None: nobody knows.
+
+    `stream`: what XINFO STREAM says. It shows until the group has read on. Servers before Redis 7
+    do not count; there, a stream that is not full has never been trimmed.
+    """
+    added, length = stream.get("entries-added"), int(stream["length"])
+    read = group.read
+    if read is None and place(group.last) == (0, 0):
+        read = 0
+    if added is not None and read is not None:
+        return max(0, int(added) - length - read)
+    first = entries([stream["first-entry"]])
+    if length < KEPT or (first and place(first[0].id) <= place(group.last)):
+        return 0
+    return None
 
 
 def place(entry_id: bytes) -> tuple[int, int]:

@@ -9,7 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from meterd.cli import bench, catalog, charge, diagnose, grants, keys, records, traffic
+from meterd.cli import (
+    bench,
+    catalog,
+    charge,
+    diagnose,
+    events,
+    export,
+    grants,
+    keys,
+    records,
+    traffic,
+)
 from meterd.cli.base import MeterdGroup, State
 
 __all__ = ["main"]
@@ -35,6 +46,8 @@ def main(context: click.Context) -> None:
     context.ensure_object(State)
 
 
-for _module in (diagnose, traffic, catalog, charge, grants, records, keys, bench):
+for _module in (
+    *(diagnose, traffic, catalog, charge, grants, records, keys, events, export, bench),
+):
     for _command in _module.COMMANDS:
         main.add_command(_command)

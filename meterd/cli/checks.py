@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from meterd.cli.backlog import Backlog
+
 OK, WARN, FAIL = "ok", "warn", "fail"
+_LATE_S = 86_400  # use that is not delivered for so long is not on its way
 
 Info = Mapping[str, str]
 
@@ -136,6 +139,54 @@ def store_clock(kind: str | None) -> Check:
                      "it is for tests and replays only; use another prefix")  # fmt: skip
     found = "the server's clock" if kind else "the server's clock (store not used yet)"
     return Check("clock", OK, found)
+
+
+def events(backlog: Backlog) -> Check:
+    """Whether every group of consumers got every event."""
+    if backlog.refused:
+        return Check("events", WARN, f"could not be read: {backlog.refused}",
+                     "let this user run XLEN, XINFO and XPENDING")  # fmt: skip
+    if not backlog.events:
+        return Check("events", OK, "none yet")
+    found = f"{backlog.events:,} kept"
+    if backlog.readers:
+        found += f", read by {', '.join(sorted(backlog.readers))}"
+    if not backlog.lost:
+        return Check("events", OK, found)
+    lost = [
+        f"{name} has lost {'some' if count is None else f'{count:,}'}"
+        for name, count in sorted(backlog.lost.items())
+    ]
+    return Check("events", WARN, f"{found}; {', '.join(lost)}",
+                 "trimmed before they were read: run the consumers more often, or several of them"
+                 )  # fmt: skip
+
+
+def export(backlog: Backlog) -> Check:
+    """Whether use to be billed gets where it should."""
+    if backlog.refused:
+        return Check("export", WARN, f"could not be read: {backlog.refused}",
+                     "let this user run XLEN, XINFO and HLEN")  # fmt: skip
+    waiting = f"{backlog.entries:,} entries in the outbox"
+    if backlog.entries:
+        waiting += f", the oldest {_age(backlog.oldest_s)} old"
+    if backlog.dead:
+        return Check("export", WARN, f"{backlog.dead:,} dead letters; {waiting}",
+                     "look at them with: meterd export --to ... --dead")  # fmt: skip
+    if backlog.entries and backlog.oldest_s > _LATE_S:
+        held_by = [name for name in sorted(backlog.sinks) if backlog.unread[name]]
+        whom = f" by {', '.join(held_by)}" if held_by else ""
+        return Check("export", WARN, f"{waiting}, not delivered{whom}",
+                     "run: meterd export --to ...; why, says --pending; --retire ends a sink"
+                     )  # fmt: skip
+    return Check("export", OK, waiting if backlog.entries else "nothing to deliver")
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def skew(server_ms: int, local_ms: int, took_ms: int) -> Check:

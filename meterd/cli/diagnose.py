@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from meterd.cli import checks
+from meterd.cli.backlog import look
 from meterd.cli.base import ERROR, UNREACHABLE, State, fail, verb
 from meterd.cli.checks import FAIL, OK, WARN, Check
 from meterd.client import default_url
@@ -120,6 +121,9 @@ def _store(transport: SyncTransport, prefix: str) -> Iterator[Check]:
     yield checks.store_clock(kind.decode() if isinstance(kind, bytes) else None)
     catalog = Catalog.from_bytes(raw) if isinstance(raw, bytes) else Catalog()
     yield checks.catalog(catalog.revision, len(catalog.live()))
+    backlog = look(transport, keys, SECONDS)
+    yield checks.events(backlog)
+    yield checks.export(backlog)
 
 
 class _Asker:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import meterd
 from meterd.errors import PolicyError
-from meterd.events import Event
+from meterd.event import Event
 from meterd.export.entry import Entry
 from meterd.export.sink import DELIVERED, Outcome, Sink, retry_after
 from meterd.transport.url import redact
