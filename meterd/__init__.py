@@ -39,16 +39,19 @@ if TYPE_CHECKING:
     from meterd.past import Operation
     from meterd.policy import Bucket, Flag, Plan, Pool, Price, Slots
     from meterd.result import Code, Decision, HoldState, LimitState, PlanChange, Usage
+    from meterd.topup import AsyncAutoTopUp, AutoTopUp, TopUp
     from meterd.verification import ApiKey, KeyCode, Verification
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApiKey",
+    "AsyncAutoTopUp",
     "AsyncHold",
     "AsyncKeys",
     "AsyncLease",
     "AsyncMeter",
+    "AutoTopUp",
     "BatchError",
     "Bucket",
     "CatalogMismatch",
@@ -81,6 +84,7 @@ __all__ = [
     "Refused",
     "ScriptError",
     "Slots",
+    "TopUp",
     "Unavailable",
     "UnsafeServer",
     "Usage",
@@ -105,6 +109,7 @@ _HOMES = {
     "past": ("Operation",),
     "policy": ("Bucket", "Flag", "Plan", "Pool", "Price", "Slots"),
     "result": ("Code", "Decision", "HoldState", "LimitState", "PlanChange", "Usage"),
+    "topup": ("AsyncAutoTopUp", "AutoTopUp", "TopUp"),
     "verification": ("ApiKey", "KeyCode", "Verification"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

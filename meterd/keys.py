@@ -26,6 +26,7 @@ script may read and write all of it on any cluster, and nothing has to be conver
     meterd:{store}:clock         which clock the store runs on
     meterd:{store}:private       cost names that a private plan charges to what never fails open
     meterd:{store}:sinks         where outboxes are delivered to
+    meterd:{store}:topups:<group>   events that an automatic top-up has put off
 
 Segments are joined by "/"; inside one, "%" and "/" are percent-encoded: the encoding is injective.
 """
@@ -185,6 +186,7 @@ class Keyspace:
         self.clock = self._raw + b":{store}:clock"
         self.private = self._raw + b":{store}:private"
         self.sinks = self._raw + b":{store}:sinks"
+        self.put_off = self._raw + b":{store}:topups"
         self._known = lru_cache(maxsize=4096)(self._path)
 
     def is_of_store(self, key: bytes) -> bool:

@@ -80,6 +80,15 @@ class Streams:
         found = self.admin.xpending(self.key(subject, kind), group)
         return int(found["pending"])
 
+    def abandon(self, subject: Any, group: str = "g") -> None:
+        """As if all that a consumer had was left alone for an hour, because it was killed."""
+        key = self.key(subject, b"events")
+        if any(one["name"] == group for one in self.admin.xinfo_groups(key)):
+            rows = self.admin.xpending_range(key, group, "-", "+", 100)
+            for row in rows:
+                ids = [row["message_id"]]
+                self.admin.xclaim(key, group, "meterd", 0, ids, idle=3_600_000, justid=True)
+
 
 def _text(entry_id: Any) -> str:
     return entry_id.decode() if isinstance(entry_id, bytes) else str(entry_id)
@@ -128,8 +137,9 @@ class Killer:
     `after`: once it is done, before anybody hears of it. Whatever is tried later fails as well.
     """
 
-    def __init__(self, at: int, *, after: bool) -> None:
+    def __init__(self, at: int, *, after: bool, later: type[BaseException] = Killed) -> None:
         self.at = at
+        self.later = later
         self.after = after
         self.done = 0
         self.struck = False
@@ -139,7 +149,7 @@ class Killer:
         def watched(*args: Any, **named: Any) -> Any:
             with self._lock:
                 if self.struck:
-                    raise Killed
+                    raise self.later("killed")
                 mine = self.done == self.at
                 self.done += 1
                 if mine:

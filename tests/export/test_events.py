@@ -70,14 +70,6 @@ def consumed(meter: AnyMeter, group: str = "g", **how: Any) -> list[Event]:
     return list(Consumer(meter, group, **(WITHOUT | how)))
 
 
-def abandon(server: servers.Server, streams: Streams, subject: str, group: str = "g") -> None:
-    """As if everything pending had been left alone for an hour, by a consumer that was killed."""
-    key = streams.key(subject, b"events")
-    rows = server.admin.xpending_range(key, group, "-", "+", 100)
-    ids = [row["message_id"] for row in rows]
-    server.admin.xclaim(key, group, "meterd", 0, ids, idle=3_600_000, justid=True)
-
-
 def test_an_event_and_its_fields(meter: AnyMeter, streams: Streams) -> None:
     meter.set_meta("acme", {"crm": 7})
     first = streams.event("acme/ana", "warn", "0.8", remaining=20)
@@ -142,7 +134,7 @@ def test_what_a_killed_consumer_had_is_not_lost(
     assert next(killed).id == ids[0]
     assert next(killed).id == ids[1]
     assert consumed(make()) == []  # not idle for long enough: it may still be at work
-    abandon(server, streams, "acme")
+    streams.abandon("acme")
     assert [event.id for event in consumed(make())] == ids[1:]
     killed.close()
     assert consumed(make()) == []
@@ -251,7 +243,7 @@ def test_pending_entries_that_were_trimmed(
 ) -> None:
     ids = [streams.event("acme") for _ in range(4)]
     Consumer(make()).__next__()
-    abandon(server, streams, "acme")
+    streams.abandon("acme")
     server.admin.xtrim(streams.key("acme", b"events"), maxlen=2, approximate=False)
     assert [event.id for event in consumed(make())] == ids[2:]
     assert streams.pending("acme", "g") == 0
@@ -319,7 +311,7 @@ def test_every_server(matrix_server: servers.Server, prefix: str) -> None:
     with Meter(matrix_server.url, prefix=prefix) as meter:
         killed = meter.events("g")
         assert next(killed).id == ids[0]
-        abandon(matrix_server, streams, "acme")
+        streams.abandon("acme")
         matrix_server.admin.xtrim(streams.key("acme", b"events"), maxlen=3, approximate=False)
         assert [event.id for event in meter.events("g", follow=False)] == ids[2:]
         assert streams.pending("acme", "g") == 0
