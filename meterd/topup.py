@@ -36,9 +36,9 @@ from meterd.timespec import DAY_MS, Seconds, duration_ms, refuse, seconds
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from meterd.administration import Instant
     from meterd.aio import AsyncMeter
     from meterd.client import Meter
+    from meterd.timespec import Instant
 
 _log = logging.getLogger("meterd")
 _KEPT_MS = 400 * DAY_MS  # top-ups of earlier periods, after which they are forgotten
