@@ -13,10 +13,12 @@ from starlette.requests import Request
 import meterd
 from meterd import (
     ApiKey,
+    AsyncAutoTopUp,
     AsyncHold,
     AsyncKeys,
     AsyncLease,
     AsyncMeter,
+    AutoTopUp,
     BatchError,
     Bucket,
     CatalogMismatch,
@@ -40,10 +42,23 @@ from meterd import (
     Price,
     Refused,
     Slots,
+    TopUp,
     Usage,
     Verification,
     load_plans,
     load_toml,
+)
+from meterd.export import (
+    Dead,
+    Entry,
+    Exporter,
+    JsonLines,
+    Outcome,
+    Report,
+    Sink,
+    StripeMeter,
+    Waiting,
+    Webhook,
 )
 from meterd.http import (
     Answer,
@@ -313,6 +328,52 @@ async def awaited() -> None:
         decisions(await login.check("1.2.3.4"))
         decisions(await login.refund("1.2.3.4"))
         await login.reset("1.2.3.4")
+
+
+class Paper(Sink):
+    """A sink of one's own."""
+
+    name = "paper"
+
+    def send(self, entry: Entry, meta: Mapping[str, Any], now_ms: int) -> Outcome:
+        print(entry.id, entry.subject, entry.pool, entry.delta, entry.bill, entry.period_end_ms)
+        return Outcome("retry", "out of paper", after=60.0, certain=True)
+
+
+def exported(meter: Meter) -> None:
+    sinks: list[Sink] = [
+        Paper(),
+        JsonLines("use.jsonl", name="archive"),
+        Webhook("https://example.com", "whsec_c2VjcmV0", timeout=5, workers=2),
+        StripeMeter("sk_test_1", event_names={"credits": "ai"}, account="acct_1", timeout=5),
+    ]
+    for sink in sinks:
+        exporter = Exporter(meter, sink, attempts=3, interval="5s", lease=300)
+        assert_type(exporter.run(follow=False), Report)
+        assert_type(exporter.pending(10), list[Waiting])
+        assert_type(exporter.dead(), list[Dead])
+        assert_type(exporter.resend(["id"]), list[tuple[Dead, Outcome]])
+        assert_type(exporter.discard(), list[Dead])
+        exporter.retire()
+        exporter.stop()
+
+
+def paid(topup: TopUp) -> bool:
+    print(topup.key, topup.subject, topup.pool, topup.amount, topup.number, topup.event.meta)
+    return True
+
+
+async def paid_later(topup: TopUp) -> None:
+    print(topup.key)
+
+
+async def topped_up(meter: Meter, later: AsyncMeter) -> None:
+    tops = AutoTopUp(meter, "credits", 500, below=50, per_period=3, cooldown="1h", charge=paid)
+    assert_type(tops.run("tops", follow=False, interval="5s"), list[TopUp])
+    for event in meter.events("mine"):
+        assert_type(tops.handle(event), TopUp | None)
+    awaited = AsyncAutoTopUp(later, "credits", 500, per_period=3, charge=paid_later, expires="30d")
+    assert_type(await awaited.run(follow=False), list[TopUp])
 
 
 def mistakes(meter: Meter, later: AsyncMeter) -> None:

@@ -43,10 +43,15 @@ def all_keys(path: tuple[str, ...], op: str) -> list[bytes]:
     found = KEYS.path(path)
     metas = [KEYS.meta(KEYS.path(path[: i + 1])) for i in range(len(path))]
     holds = [key for level in range(1, len(path) + 1) for key in KEYS.holds(found, level)]
-    api_key = KEYS.api_key(partition_of(found.root), "key_00000000000000")
+    topups = [KEYS.topups(KEYS.path(path[: i + 1])) for i in range(len(path))]
+    partition = partition_of(found.root)
+    shared = [KEYS.common(partition, kind) for kind in (b"events", b"outbox", b"dead", b"lease:x")]
+    assert KEYS.root_meta(partition, found.root) == metas[0]
+    assert KEYS.shared(found)[:2] == tuple(shared[:2])
+    api_key = KEYS.api_key(partition, "key_00000000000000")
     keys = [KEYS.api_keys(KEYS.path(path[: i + 1])) for i in range(len(path))]
     ops = [KEYS.op(found, op), KEYS.hold_end(found, op)]
-    return [*found.keys, *metas, *holds, *ops, api_key, *keys]
+    return [*found.keys, *metas, *holds, *topups, *shared, *ops, api_key, *keys]
 
 
 @given(paths=st.lists(PATH, min_size=2, max_size=6, unique=True), ops=st.tuples(OP, OP))
@@ -64,6 +69,8 @@ def test_no_two_things_share_a_key(paths: list[tuple[str, ...]], ops: tuple[str,
             assert owners.setdefault(key, ("record", path[:level])) == ("record", path[:level])
             meta = KEYS.meta(KEYS.path(path[:level]))
             assert owners.setdefault(meta, ("meta", path[:level])) == ("meta", path[:level])
+            topups = KEYS.topups(KEYS.path(path[:level]))
+            assert owners.setdefault(topups, ("topups", path[:level])) == ("topups", path[:level])
             for kind, held in zip(("holds", "ends"), KEYS.holds(found, level), strict=True):
                 assert owners.setdefault(held, (kind, path[:level])) == (kind, path[:level])
         for op in ops:
