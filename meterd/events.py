@@ -7,7 +7,8 @@ next, so what a crashed consumer had is not lost, and nothing has to be tidied u
 
 News are found by one blocking read over all streams where a server can wait for them without
 holding up others (`Meter` on a single server, or behind Sentinel); otherwise by looking every
-`POLL_SECONDS`. No I/O here: `EventReader` says what to ask, in rounds.
+`POLL_SECONDS`, in a cluster, where each stream is asked by itself, every `SCATTERED_SECONDS`. No
+I/O here: `EventReader` says what to ask, in rounds.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from meterd.timespec import Seconds, seconds
 _log = logging.getLogger("meterd")
 
 POLL_SECONDS = 0.2
+SCATTERED_SECONDS = 0.5
 BLOCK_SECONDS = 1.0  # a server's wait for news, renewed until there are some
 IDLE_SECONDS = 60.0
 _CONSUMER = b"meterd"
@@ -280,7 +282,7 @@ class EventReader:
             self._news.extend(sorted(self._partitions[key] for key in found))
             return
         if not first:
-            yield [Sleep(POLL_SECONDS)]
+            yield [Sleep(SCATTERED_SECONDS)]
         replies = yield from self._ask(
             [
                 (key, (b"XREAD", b"COUNT", b"1", b"STREAMS", key, seen))

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from meterd.batch import Rounds
+from meterd.caller import Caller
 from meterd.errors import MeterdError, PolicyError, Unavailable
 from meterd.export import letters
 from meterd.export.delivery import RECHECK, Delivery
@@ -25,7 +26,7 @@ from meterd.export.sink import DELIVERED, Outcome, Sink, backoff
 from meterd.export.turn import Turn
 from meterd.policy_checks import name as checked_name
 from meterd.streams import BEGIN, NEW, alone
-from meterd.timespec import Seconds, seconds
+from meterd.timespec import Seconds, refuse, seconds
 
 if TYPE_CHECKING:
     from meterd.client import Meter
@@ -54,6 +55,8 @@ class Exporter:
         interval: Seconds = 2,
         lease: Seconds = 120,
     ) -> None:
+        if not isinstance(meter, Caller):
+            raise refuse("meter", meter, "a Meter; beside an event loop, in a thread of its own")
         checked_name(sink.name, "sink: name")
         self._meter = meter
         self._sink = sink
@@ -85,7 +88,6 @@ class Exporter:
         failures = 0  # passes in a row that came to nothing
         try:
             self._drive(alone(self._meter._store.prepare()))
-            self._drive(self._outbox.register())
             while not self._turn.stopping:
                 before = report.settled
                 try:
@@ -120,6 +122,7 @@ class Exporter:
     # One pass ------------------------------------------------------------------------------------
 
     def _pass(self) -> None:
+        self._drive(self._outbox.register())  # other sinks may have come meanwhile
         self._meter.harvest()
         self._turn.look_at_clock()
         self._delivery.begin_pass()

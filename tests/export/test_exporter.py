@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meterd import Meter, PolicyError, Unavailable
+from meterd import AsyncMeter, Meter, PolicyError, Unavailable
 from meterd.export import Entry, Exporter, JsonLines, Outcome, Sink, SinkError, StripeMeter, Webhook
 from meterd.testing import ManualClock, fake
 from tests.export.export_tools import AT, Elapsed, Streams, apart, together
@@ -452,6 +452,18 @@ def test_every_sink_gets_everything(exporter: Make, streams: Streams) -> None:
     assert (len(one.got), len(two.got)) == (7, 6)
 
 
+def test_a_sink_that_comes_while_another_follows(exporter: Make, streams: Streams) -> None:
+    one, two = Box("one"), Box("two")
+    following = exporter(one)
+    steps = iter([lambda: exporter(two).run(), lambda: streams.use("c0"), following.stop])
+    following._sleep = lambda seconds: next(steps)()
+    following.run(follow=True)
+    assert len(one.got) == streams.length("c0") == 1
+    exporter(two).run()
+    assert len(two.got) == 1
+    assert streams.length("c0") == 0
+
+
 def test_a_sink_that_waits_keeps_only_what_it_waits_for(exporter: Make, streams: Streams) -> None:
     one, two = Box("one"), Box("two")
     exporter(two).run()
@@ -661,6 +673,8 @@ def test_wrong_arguments(meter: Meter) -> None:
         Exporter(meter, Box(), interval=0)
     with pytest.raises(PolicyError, match=r"^lease: .* twice"):
         Exporter(meter, Box(), lease=10)
+    with pytest.raises(PolicyError, match=r"^meter: "):
+        Exporter(AsyncMeter("redis://x"), Box())  # type: ignore[arg-type]
 
 
 # --- Elsewhere
