@@ -50,16 +50,25 @@ def _verb(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 @click.option("--join", metavar="PLAN", help="Plan that the owner joins if it holds none.")
 @click.option("--expires", type=InstantType(), metavar="INSTANT", help="Refused from then on.")
 @_META
-@click.option("--secret-prefix", "prefix", metavar="TEXT", default="mk", show_default=True)
+@click.option(
+    "--secret-prefix", metavar="TEXT", default="mk", show_default=True, help="Its first letters."
+)
 @click.option("--sha256", metavar="HEX", help="Import an existing secret by its digest.")
 @click.pass_obj
 def create(
-    state: State, /, owner: Subject, limits: str | None, meta: str | None, **more: Any
+    state: State,
+    /,
+    owner: Subject,
+    limits: str | None,
+    meta: str | None,
+    secret_prefix: str,
+    **more: Any,
 ) -> None:
     """Make a key below an owner and print its secret, this once."""
-    given = {"limits": only_plan(limits) if limits else (), "meta": _object(meta), **more}
+    own = only_plan(limits) if limits else ()
+    about = {"meta": _object(meta), "prefix": secret_prefix, **more}
     with state.meter() as meter:
-        key = meter.keys.create(owner, **given)
+        key = meter.keys.create(owner, limits=own, **about)
     _show_secret(state, key)
 
 

@@ -159,13 +159,16 @@ def key_text(key: ApiKey, look: Look, now: datetime) -> str:
 
 def keys_text(keys: Sequence[ApiKey], look: Look, now: datetime) -> str:
     """A line per API key."""
-    rows = [
-        [key.id, key.name or "", look.dot.join(_key_state(key, now)), local_time(key.created, now)]
-        for key in keys
-    ]
+    rows = []
+    for key in keys:
+        instants = [local_time(at, now) if at else "never" for at in (key.expires, key.created)]
+        state = "enabled" if key.enabled else "disabled"
+        if key.imported:
+            state += ", imported"
+        rows.append([key.id, key.name or "", state, *[at.partition(" (")[0] for at in instants]])
     if not rows:
         return "no keys"
-    return "\n".join(table(look, ["id", "name", "state", "created"], rows))
+    return "\n".join(table(look, ["id", "name", "state", "expires", "created"], rows))
 
 
 def _key_state(key: ApiKey, now: datetime) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from meterd import Bucket, Flag, MeterdError, Plan, Pool
 from meterd.testing import ManualClock
+from tests.client import key_tools
 from tests.client.meter_tools import AnyMeter
 
 PLANS = (
@@ -80,6 +81,7 @@ def play(meter: AnyMeter, clock: ManualClock) -> list[Any]:
     clock.advance(days=2)
     charge("consume", "acme/ana", {"credits": 1, "calls": 1}, join="pack")
     charge("consume", "eve", "credits", join="pro")
+    told += key_tools.play(meter, clock)
     clock.advance(days=39)
     for subject in ("acme/ana", ("acme", "x/y"), "bob", "eve"):
         charge("consume", subject, "credits", 10**15 if subject == "eve" else 1)
