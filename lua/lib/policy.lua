@@ -169,7 +169,7 @@ local function valid(data)
       return false
     end
   end
-  return type(data[5]) == "table" and type(autos) == "table"
+  return type(data[5]) == "table" and type(autos) == "table" and (not data[6] or #autos > 0)
 end
 
 local function parse(fp, blob)

@@ -46,9 +46,15 @@ HELD = [["base", "p", "x" * 8, False]]
 
 
 def policy(
-    *rows: Any, zones: Any = (), held: Any = HELD, layout: Any = 1, horizon: Any = 2**45
+    *rows: Any,
+    zones: Any = (),
+    held: Any = HELD,
+    layout: Any = 1,
+    horizon: Any = 2**45,
+    autos: Any = None,
 ) -> bytes:
-    packed: bytes = msgpack.packb([layout, horizon, zones, held, rows], use_bin_type=False)
+    more = [] if autos is None else [autos]
+    packed: bytes = msgpack.packb([layout, horizon, zones, held, rows, *more], use_bin_type=False)
     return packed
 
 
@@ -83,6 +89,11 @@ BAD_POLICIES: list[Any] = [
     *(swapped(SLOTS, 1, v) for v in (None, [], "a,b", "")),
     *(swapped(SLOTS, 3, v) for v in (None, "x", 5, ["a", 1, 5], ["a", 0])),
     policy(POOL, POOL),
+    *(policy(POOL, SLOTS, [5, "flag"], autos=autos) for autos in (
+        5, "x", "", {"a": 1}, [], [1], [1, 0], [1, -1], [1, 0.5], [1, "a"], [0, 1], [4, 1], [2, 1],
+        [3, 1],
+        [1, 10**15 + 1], [1.5, 1], ["1", 1], [1, 1, 9, 1], [1, float("nan")], [float("nan"), 1],
+    )),
 ]  # fmt: skip
 
 
@@ -93,7 +104,7 @@ def test_bytes_that_are_no_policy(w: World, how: str) -> None:
 
 
 def test_the_policy_that_the_bad_ones_are_made_from_is_good(w: World, how: str) -> None:
-    blob = policy(POOL, BUCKET, SLOTS)
+    blob = policy(POOL, BUCKET, SLOTS, autos=[1, 5, 2, 1])
     keys, args = first_sight(w, {named(blob): blob}, named(blob))
     assert applied("consume", attempt(w, "consume", keys, args, how))
 
@@ -122,8 +133,8 @@ def test_needs_are_said_and_nothing_is_written(w: World) -> None:
         if "extra" not in header(entry).arguments:
             continue
         keys, args = w.valid(entry)
-        held = any(key in w.pairs for key in keys)
-        args[header(entry).arguments.index("extra")] = extra({}, held=(1, 2, 3) if held else ())
+        held = list(range(1, sum(b"}:h:" in key for key in keys) + 1))
+        args[header(entry).arguments.index("extra")] = extra({}, held=held)
         reply = attempt(w, entry, keys, args, "EVALSHA")
         assert reply[0] in (wire.NEED, wire.STALE), (entry, reply)
         assert snapshot(w.client) == w.whole
@@ -161,6 +172,20 @@ def test_an_operation_id_that_is_none(w: World, how: str) -> None:
             else:
                 assert CLEAR.match(str(reply)), f"{entry}: {reply}"
                 assert w.client.get(w.op) == stored
+            w.reset()
+
+
+def test_an_api_key_that_is_none(w: World, how: str) -> None:
+    good = w.client.get(w.entry)
+    for stored in (b"", b"\x01", good[:84], b"\x02" + good[1:], good[:84] + b"\xc1"):
+        for entry in ("keys_create", "keys_verify", "keys_update", "keys_rotate"):
+            w.client.set(w.entry, stored)
+            keys, args = w.valid(entry)
+            reply = w.raw.call(entry, [w.entry] if entry == "keys_create" else keys, args, how=how)
+            if entry != "keys_verify" or len(stored) < len(good) - 5 or stored[0] != 1:
+                assert isinstance(reply, ResponseError) or stored[84:] == b"\xc1", (entry, reply)
+            assert not isinstance(reply, ResponseError) or CLEAR.match(str(reply)), reply
+            assert w.client.get(w.entry) == stored or entry == "keys_verify"
             w.reset()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ class World:
         self._set_time = set_time
         self.now_ms = START_MS
         set_time(START_MS)
+
+        self.secret = self.key_id = ""
 
     def later(self, ms: int) -> None:
         self.now_ms += ms
@@ -98,6 +101,15 @@ def grant(amount: int = 5, op: str = "gift", name: str = "credits", **more: Any)
 
 
 _granted = [applied(POOLS), grant(priority=10, expires=FAR), grant(7, "later"), consume(1)]
+
+
+def key_made(w: World) -> None:
+    """An imported key, which is the same in every run."""
+    w.secret = "a secret"
+    sha256 = hashlib.sha256(w.secret.encode()).digest()
+    w.key_id = w.meter.keys.create("acme", limits=PERSON, sha256=sha256).id
+
+
 _stale = [applied(POOLS), consume(), applied(LARGER)]
 _deep = [applied(MIXED), levels]
 _stale_deep = [*_deep, consume(2, PATH), applied(MIXED, ADD_ON)]
@@ -275,6 +287,20 @@ CASES: dict[str, Case] = {
         [applied(POOLS), lambda w: w.meter.set_meta("acme", {"a": 1})],
         lambda w: w.meter.set_meta("acme", {"a": None}),
         repeatable=True,
+    ),
+    "verify": Case([*_deep, key_made], lambda w: w.meter.keys.verify(w.secret, "credits", 3)),
+    "verify, op": Case(
+        [*_deep, key_made],
+        lambda w: w.meter.keys.verify(w.secret, "credits", 3, op="x"),
+        repeatable=True,
+    ),
+    "verify, stale": Case(
+        [*_deep, key_made, applied(MIXED, ADD_ON)],
+        lambda w: w.meter.keys.verify(w.secret, op="x"),
+        repeatable=True,
+    ),
+    "update a key": Case(
+        [key_made], lambda w: w.meter.keys.update(w.key_id, enabled=False, name="x"), True
     ),
     "forget": Case(
         [*_deep, consume(op="x"), lambda w: w.meter.set_meta("acme", {"a": 1})],
