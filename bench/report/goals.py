@@ -13,6 +13,7 @@ from ..peers import everybody
 from ..peers.bare import ASYNC_NAME
 from ..peers.ours import NAME
 from ..peers.redis_py import FCALL
+from ..scenarios import keys
 from ..scenarios.export import DRAINED
 from ..scenarios.imports import WITH_METER
 from ..scenarios.local import CACHED, LEASE
@@ -112,6 +113,10 @@ def judged(findings: Iterable[Finding]) -> list[GoalRow]:
         judge.ratio(
             at_most("server time, pool and 3 buckets, over four fixed windows of `limits`", 0.65),
             "server", four, LIMITS_FOUR,
+        ),
+        judge.ratio(
+            at_most("server time of verifying an API key, over `consume` on its path", 1.3),
+            "verify", keys.VERIFY, keys.CONSUME,
         ),
         judge.over_best(
             at_least("async, 64 tasks, one limit, over the best peer", 12),
