@@ -74,7 +74,8 @@ class Unavailable(MeterdError):
 class OutcomeUnknown(MeterdError):
     """The request was sent and its answer was lost: it was applied once or not at all.
 
-    `op` is the operation id of the call, or None. Calls that carry an `op` can simply be repeated.
+    `op` is the operation id of the call, or None. Calls that carry an `op` can simply be repeated,
+    or looked up: `Meter.operation`.
     """
 
     def __init__(self, message: str, op: str | None = None) -> None:
