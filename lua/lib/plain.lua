@@ -133,10 +133,9 @@ end
 function plain.answer(asked, keys, args)
   if args[6] ~= "" then
     return nil
-  elseif args[5] ~= "" and #keys == 2 and asked ~= CHECK then
-    return answer_once(asked, keys, args)
   elseif #keys ~= 1 or args[5] ~= "" then
-    return plain.path(asked, keys, args)
+    local once = #keys == 2 and args[5] ~= "" and asked ~= CHECK
+    return (once and answer_once or plain.path)(asked, keys, args)
   end
   local rec = call("GET", keys[1])
   local by_names = rec and forms[asked][sub(rec, 1, 10)]
