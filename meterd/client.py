@@ -254,13 +254,23 @@ class Meter(Caller):
     ) -> None:
         """Gives a subject a plan of the catalog, or a private one (`limits=`), in its group.
 
-        `change`: "keep" what was used, or "reset" (the plan's pools start a new period now).
+        `change`: "keep" what was used; "reset" (the plan's pools start a new period); "prorate"
+        (keep, and for the running period the limits of pools move only in proportion to what is
+        left of it). `when`: "now"; "period_end", the next boundary of the pool of the longest
+        interval in the plan that is left (none: now); or an instant (a past one: now). What is to
+        come stands in `usage(subject).levels[-1].pending`; any later change of the group takes its
+        place. `anchor`: an instant from which the plan's pools count their periods. `op`: an
+        operation id: the same call again does nothing. Raises `PolicyError`, `OpConflict`,
+        `Unavailable` (nothing applied), `OutcomeUnknown` (for "reset" without `op`).
         """
         flow = self._subscriptions.subscribe(subject, plan, limits, change, when, anchor, op)
         self._call("subscribe", subject, flow)
 
     def unsubscribe(self, subject: Subject, plan: str, *, when: str | Instant = "now") -> None:
-        """Takes a plan away; its group falls back to its default plan, if it has one."""
+        """Takes a plan away; its group falls back to its default plan, if it has one.
+
+        `when`: as in `subscribe`. A plan that is not held: nothing happens.
+        """
         self._call("unsubscribe", subject, self._subscriptions.unsubscribe(subject, plan, when))
 
     def grant(

@@ -5,7 +5,8 @@ through (its `retry_after`) or begins anew, and for as long as the user allows a
 from before the call was sent, so memory never outlives the truth. Until then the same call, and one
 of larger amounts, would be refused as well: what others spend only takes more away. So the answer
 is never wrong, unless another process gives back, raises a limit or changes plans, or an override
-ends, and then for no longer than allowed. What this process itself changes is forgotten at once.
+ends or a change of plans comes, and then for no longer than allowed. What this process itself
+changes is forgotten at once.
 
 `allowed`, `code`, `refused` and every `retry_after` are those that the server would give, and so
 are the figures of pools and fixed windows, as long as no other process spends. What flows back

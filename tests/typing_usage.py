@@ -38,6 +38,7 @@ from meterd import (
     Operation,
     OutcomeUnknown,
     Plan,
+    PlanChange,
     Pool,
     Price,
     Refused,
@@ -247,7 +248,12 @@ def sync() -> None:
         assert_type(meter.plans(retired=True), dict[str, Plan])
         meter.subscribe("acme", "free", change="reset", anchor=datetime(2025, 1, 1, tzinfo=UTC))
         meter.subscribe("acme/ana", limits=[Bucket("api", 5, "1m"), Flag("beta")], op="order-1")
-        meter.unsubscribe("acme", "free")
+        meter.subscribe("acme", "free", change="prorate", when="period_end")
+        meter.subscribe("acme", "free", when=datetime(2030, 1, 1, tzinfo=UTC))
+        meter.unsubscribe("acme", "free", when=timedelta(days=3))
+        assert_type(usage.levels[0].pending, tuple[PlanChange, ...])
+        assert_type(usage.levels[0].pending[0].at, datetime)
+        assert_type(usage.levels[0].pending[0].plan, str | None)
         meter.override("acme", "credits", limit=None, overage=5, expires="30d")
         meter.override("acme", "burst", burst=100, expires=timedelta(days=1))
         meter.override("acme", "credits", clear=True)
@@ -305,7 +311,7 @@ async def awaited() -> None:
         assert_type(await meter.apply(), Diff)
         assert_type(await meter.plans(), dict[str, Plan])
         await meter.subscribe("acme", "free")
-        await meter.unsubscribe("acme", "free")
+        await meter.unsubscribe("acme", "free", when="period_end")
         await meter.override("acme", "credits", limit=5)
         await meter.adjust("acme", "credits", used=5)
         await meter.set_meta("acme", {"customer": "cus_1"})

@@ -10,7 +10,7 @@ import click
 from meterd.catalog import plan_to_dict
 from meterd.catalog_toml import load_plans
 from meterd.cli.base import State, bad_usage, verb
-from meterd.cli.params import SUBJECT, InstantType, Subject, path_text
+from meterd.cli.params import SUBJECT, InstantType, Subject, WhenType, path_text
 from meterd.cli.view import diff_text, plans_text
 
 
@@ -49,6 +49,16 @@ def plans(state: State) -> None:
     state.emit(data, lambda look: plans_text(revision, live, retired, look))
 
 
+_when = click.option(
+    "--when",
+    type=WhenType(),
+    default="now",
+    show_default=True,
+    metavar="now|period_end|INSTANT",
+    help="When it counts from.",
+)
+
+
 @verb()
 @click.argument("subject", type=SUBJECT)
 @click.argument("plan", required=False)
@@ -59,11 +69,12 @@ def plans(state: State) -> None:
 )
 @click.option(
     "--change",
-    type=click.Choice(["keep", "reset"]),
+    type=click.Choice(["keep", "reset", "prorate"]),
     default="keep",
     show_default=True,
-    help="What happens to use in the running period.",
+    help="The limits in full, a new period, or limits in proportion to the time left.",
 )
+@_when
 @click.option("--anchor", type=InstantType(), metavar="INSTANT", help="Where periods begin.")
 @click.option("--op", metavar="ID", help="Operation id, for a safe repeat.")
 @click.pass_obj
@@ -73,29 +84,31 @@ def subscribe(
     plan: str | None,
     limits: str | None,
     change: str,
+    when: str | datetime,
     anchor: str | datetime | None,
     op: str | None,
 ) -> None:
     """Give a subject a plan, in place of the one it has of the same group."""
     if plan is None and limits is None:
         bad_usage("give a PLAN or --limits")
-    arguments: dict[str, Any] = {"change": change, "anchor": anchor, "op": op}
+    arguments: dict[str, Any] = {"change": change, "when": when, "anchor": anchor, "op": op}
     if limits is not None:
         arguments["limits"] = only_plan(limits)
     with state.meter() as meter:
         meter.subscribe(subject, plan, **arguments)
-    _done(state, subject, plan, "subscribed to", plan or "its own limits")
+    _done(state, subject, plan, "subscribed to", plan or "its own limits", when)
 
 
 @verb()
 @click.argument("subject", type=SUBJECT)
 @click.argument("plan")
+@_when
 @click.pass_obj
-def unsubscribe(state: State, subject: Subject, plan: str) -> None:
+def unsubscribe(state: State, subject: Subject, plan: str, when: str | datetime) -> None:
     """Take a plan away; the group's default plan, if there is one, takes its place."""
     with state.meter() as meter:
-        meter.unsubscribe(subject, plan)
-    _done(state, subject, plan, "unsubscribed from", plan)
+        meter.unsubscribe(subject, plan, when=when)
+    _done(state, subject, plan, "unsubscribed from", plan, when)
 
 
 def only_plan(source: str) -> tuple[Any, ...]:
@@ -106,9 +119,18 @@ def only_plan(source: str) -> tuple[Any, ...]:
     return tuple(found[0].includes)
 
 
-def _done(state: State, subject: Subject, plan: str | None, what: str, title: str) -> None:
-    data = {"subject": path_text(subject), "plan": plan}
-    state.emit(data, f"{path_text(subject)}: {what} {title}")
+def _done(
+    state: State,
+    subject: Subject,
+    plan: str | None,
+    what: str,
+    title: str,
+    when: str | datetime,
+) -> None:
+    said = when.isoformat() if isinstance(when, datetime) else when
+    data = {"subject": path_text(subject), "plan": plan, "when": said}
+    later = {"now": "", "period_end": " (at the end of the period)"}.get(said, f" ({said})")
+    state.emit(data, f"{path_text(subject)}: {what} {title}{later}")
 
 
 COMMANDS = (apply, plans, subscribe, unsubscribe)

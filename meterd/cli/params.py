@@ -52,10 +52,22 @@ class InstantType(click.ParamType[str | datetime]):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a duration such as 30d nor a time", param, ctx)
+            words = "now or period_end, nor " if isinstance(self, WhenType) else ""
+            self.fail(f"{value!r} is neither {words}a duration such as 30d nor a time", param, ctx)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no zone; write {value}Z for UTC, or +01:00", param, ctx)
         return moment
+
+
+class WhenType(InstantType):
+    """`now`, `period_end`, or an instant."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | datetime:
+        if value in ("now", "period_end"):
+            return str(value)
+        return super().convert(value, param, ctx)
 
 
 class AmountType(click.ParamType[Any]):

@@ -12,7 +12,7 @@ from meterd.describe import charges, rule
 from meterd.grant import Grant
 from meterd.past import Operation
 from meterd.policy import Plan
-from meterd.result import Decision, Level, LimitState, Usage
+from meterd.result import Decision, Level, LimitState, PlanChange, Usage
 from meterd.term import Look, columns, number, span, table
 from meterd.verification import ApiKey
 
@@ -104,7 +104,7 @@ def _when(state: LimitState, now: datetime, look: Look, waits: bool) -> str:
 
 
 def usage_text(usage: Usage, look: Look) -> str:
-    """Each level's plans, limits, overrides, grants and open holds."""
+    """Each level's plans, limits, overrides, grants, changes to come and open holds."""
     now = datetime.now(UTC)
     lines = []
     for level in usage.levels:
@@ -120,6 +120,7 @@ def usage_text(usage: Usage, look: Look) -> str:
             until = f" until {local_time(change.expires, now)}" if change.expires else ""
             lines.append(f"  override {look.clean(change.name)}: {fields}{until}")
         lines += ["  " + look.clean(line) for line in grant_lines(level, now)]
+        lines += ["  " + look.clean(change_line(change, now)) for change in level.pending]
         lines += ["  " + look.clean(line) for line in hold_lines(level, now)]
     if not usage.levels:
         lines.append(f"{look.clean(path_text(usage.subject))}: nothing is known of it")
@@ -201,6 +202,15 @@ def grant_text(grant: Grant, now: datetime) -> str:
         text += f" until {local_time(grant.expires, now)}"
     text += f", priority {grant.priority}"
     return f"{text}, source {grant.source}" if grant.source else text
+
+
+def change_line(change: PlanChange, now: datetime) -> str:
+    """Which plan a group will have, from when on."""
+    at = local_time(change.at, now)
+    if change.plan is None:
+        return f"plan of {change.group} goes at {at}"
+    how = "" if change.change == "keep" else f", {change.change}"
+    return f"plan {change.plan} ({change.group}{how}) from {at}"
 
 
 def hold_lines(level: Level, now: datetime) -> list[str]:

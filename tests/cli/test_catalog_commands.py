@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,38 @@ def test_subscribing_and_leaving(stocked: Run) -> None:
     assert data["levels"][0]["plans"] == {"base": "free"}
 
 
+def test_changes_to_come(stocked: Run) -> None:
+    stocked("subscribe", "acme", "pro")
+    result = stocked("subscribe", "acme", "free", "--when", "period_end", "--change", "prorate")
+    assert result.stdout == "acme: subscribed to free (at the end of the period)\n"
+    (change,) = data_of(stocked("show", "acme", "--json"))["levels"][0]["pending"]
+    assert (change["group"], change["plan"], change["change"]) == ("base", "free", "prorate")
+    shown = stocked("show", "acme").stdout
+    assert "plan pro (base)" in shown
+    assert "  plan free (base, prorate) from 2" in shown
+    result = stocked("unsubscribe", "acme", "pro", "--when", "2999-01-01T00:00Z")
+    assert result.stdout == "acme: unsubscribed from pro (2999-01-01T00:00:00+00:00)\n"
+    shown = stocked("show", "acme").stdout
+    assert "  plan of base goes at 29" in shown
+    assert "from 2" not in shown
+    assert stocked("subscribe", "acme", "free", "--when", "3d").exit_code == 0
+    assert "  plan free (base) from 2" in stocked("show", "acme").stdout
+    data = data_of(stocked("subscribe", "acme", "pro", "--when", "now", "--json"))
+    assert data == {"subject": "acme", "plan": "pro", "when": "now"}
+    assert " from 2" not in stocked("show", "acme").stdout
+
+
+def test_half_of_a_month_at_another_limit(stocked: Run) -> None:
+    begun = datetime.now(UTC) - timedelta(days=14, hours=1)
+    stocked("subscribe", "acme", "pro", "--anchor", begun.isoformat())
+    own = '[plans.own.pools.credits]\nlimit = 3000\nreset = "month"\n'
+    Path("own.toml").write_text(own)
+    words = ["subscribe", "acme", "--limits", "own.toml", "--change", "prorate"]
+    assert stocked(*words).exit_code == 0
+    (limit,) = data_of(stocked("show", "acme", "--json"))["limits"]
+    assert 1_900 < limit["limit"] < 2_100
+
+
 def test_a_private_plan_for_a_deeper_level(stocked: Run, tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[plans.own.buckets.api]\nlimit = 2\nper = "1h"\n')
@@ -104,7 +137,10 @@ def test_a_private_plan_for_a_deeper_level(stocked: Run, tmp_path: Path) -> None
         ["subscribe", "acme"],
         ["subscribe", "acme", "pro", "--change", "maybe"],
         ["subscribe", "acme", "pro", "--anchor", "2024-01-31T00:00"],
+        ["subscribe", "acme", "pro", "--when", "later"],
+        ["subscribe", "acme", "pro", "--when", "2024-01-31T00:00"],
         ["unsubscribe", "acme"],
+        ["unsubscribe", "acme", "pro", "--when", "end"],
     ],
 )
 def test_usage_errors(run: Run, words: list[str]) -> None:
