@@ -110,6 +110,10 @@ def key_made(w: World) -> None:
     w.key_id = w.meter.keys.create("acme", limits=PERSON, sha256=sha256).id
 
 
+def to_come(subject: str, **more: Any) -> Step:
+    return lambda w: w.meter.subscribe(subject, "extra", when=_ending, **more)
+
+
 _stale = [applied(POOLS), consume(), applied(LARGER)]
 _deep = [applied(MIXED), levels]
 _stale_deep = [*_deep, consume(2, PATH), applied(MIXED, ADD_ON)]
@@ -220,6 +224,36 @@ CASES: dict[str, Case] = {
     "subscribe, private, deep": Case(
         [applied(POOLS), consume()],
         lambda w: w.meter.subscribe("acme/team", limits=TEAM, op="x"),
+        repeatable=True,
+    ),
+    "subscribe, prorated": Case(
+        [applied(POOLS), consume(), later(1000)],
+        lambda w: w.meter.subscribe("acme", limits=TEAM, change="prorate"),
+        repeatable=True,
+    ),
+    "subscribe, to come": Case(
+        [applied(POOLS, ADD_ON), consume()], to_come("acme"), repeatable=True
+    ),
+    "subscribe, to come, unseen, op": Case(
+        [applied(POOLS, ADD_ON)], to_come("acme", op="x"), repeatable=True
+    ),
+    "unsubscribe, to come": Case(
+        [applied(POOLS, ADD_ON), lambda w: w.meter.subscribe("acme", "extra")],
+        lambda w: w.meter.unsubscribe("acme", "extra", when=_ending),
+        repeatable=True,
+    ),
+    "consume, change due, op": Case(
+        [applied(POOLS, ADD_ON), consume(), to_come("acme"), later(2 * DAY_MS)],
+        consume(op="x"),
+        repeatable=True,
+    ),
+    "consume, changes due, 3 levels": Case(
+        [applied(MIXED, ADD_ON), levels, to_come("acme"), to_come(PATH), later(2 * DAY_MS)],
+        consume(2, PATH),
+    ),
+    "override, change due": Case(
+        [applied(POOLS, ADD_ON), consume(), to_come("acme"), later(2 * DAY_MS)],
+        override(limit=70),
         repeatable=True,
     ),
     "unsubscribe": Case(

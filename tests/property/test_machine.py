@@ -104,8 +104,10 @@ def test_every_server(name: str, protocol: int) -> None:
     if not available(name):
         pytest.skip(f"{name} is not installed here")
     with start(name) as server:
+        url = with_protocol(server, protocol)
         for seed in range(8):
-            run(random.Random(f"{name} {protocol} {seed}"), 100, with_protocol(server, protocol))
+            way = "changing" if seed % 4 == 3 else "sync"
+            run(random.Random(f"{name} {protocol} {seed}"), 100, url, way)
 
 
 def with_protocol(server: Server, protocol: int) -> str:
@@ -115,9 +117,8 @@ def with_protocol(server: Server, protocol: int) -> str:
 
 def test_fakeredis() -> None:
     for seed in range(4):
-        machine = Machine(
-            random.Random(f"fake {seed}"), lambda clock, plans: fake(plans, clock=clock)
-        )
+        kind = Changing if seed == 3 else Machine
+        machine = kind(random.Random(f"fake {seed}"), lambda clock, plans: fake(plans, clock=clock))
         for _ in range(60):
             machine.step()
         machine.meter.close()
