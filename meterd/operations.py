@@ -6,6 +6,7 @@ to the current catalog, zones written out further); the call is then repeated wi
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from meterd.flow import Flow, Sleep
 from meterd.keys import Keyspace, Path, Subject
 from meterd.needs import Needs, due_steps
 from meterd.result import Code, Decision
-from meterd.roles import Joining, Moving, Pinned
+from meterd.roles import Joining, Moving, NotHeld, Pinned
 from meterd.scripts import READ_ONLY
 from meterd.session import NOTHING, HorizonNeeded, Session, outcome_unknown
 from meterd.shapes import Shape
@@ -305,7 +306,9 @@ class Operations:
         # offered the move.
         for level in range(1, len(path.keys) + 1):
             if (level, short.name) not in needs.moves:
-                to_policy = yield from role.target(wire.Stale(level, short.name, 0))
+                to_policy = longer
+                with contextlib.suppress(NotHeld):  # then a change that is due comes first
+                    to_policy = yield from role.target(wire.Stale(level, short.name, 0))
                 needs.policies[to_policy.name] = to_policy.blob
                 needs.moves[level, short.name] = (longer.name, to_policy.name)
 

@@ -120,13 +120,17 @@ class Pinned:
         return degraded(reached)
 
 
+class NotHeld(Exception):
+    """A record does not have the plan that a change of plans is about."""
+
+
 class Moving:
     """Records whose plans the caller changes: `change(plans)` gives a record's new ones.
 
-    `unseen`: the plans of a subject that has no record yet (None: it must have one). `group`: that
-    of the plan in question, once `change` has been asked. `later`: it may be that nothing changes
-    yet; then an unseen subject is laid out by `also`, and `leaving` says which pools the group's
-    plan has, by policy.
+    It raises `NotHeld` where there is nothing to change. `unseen`: the plans of a subject that has
+    no record yet (None: it must have one). `group`: that of the plan in question, once `change` has
+    been asked. `later`: it may be that nothing changes yet; then an unseen subject is laid out by
+    `also`, and `leaving` says which pools the group's plan has, by policy.
     """
 
     hint = None

@@ -20,14 +20,10 @@ from meterd.flow import Flow
 from meterd.keys import Subject, leaf
 from meterd.operations import Operations, new_op
 from meterd.policy import Limit, Plan
-from meterd.roles import Moving, pool_names
+from meterd.roles import Moving, NotHeld, pool_names
 from meterd.timespec import Instant, datetime_ms, instant_ms, refuse
 
 _CHANGES = ("keep", "reset", "prorate")
-
-
-class _NotHeld(Exception):
-    """The plan to take away is not there: nothing to do."""
 
 
 class Subscriptions:
@@ -70,7 +66,7 @@ class Subscriptions:
         def changed(plans: list[Plan]) -> list[Plan]:
             new = wanted()
             if retired() and new.id not in [held.id for held in plans]:
-                self.store.catalog.plan(new.id)  # says so
+                raise NotHeld(new.id)
             return [kept for kept in plans if kept.group != new.group] + [new]
 
         role = Moving(
@@ -122,9 +118,9 @@ class Subscriptions:
                 op=op_id,
                 harmless=change != "reset",  # a second "reset" would close a second period
             )
-        except PolicyError:
-            if retired():  # of an unseen subject only the script knows that it is one
-                self.store.catalog.plan(plan or "")
+        except (NotHeld, PolicyError):
+            if retired():  # that a subject is unseen, only the script knows
+                self.store.catalog.plan(plan or "")  # says so
             raise
 
     def _listed(self, plan: str | None) -> Plan:
@@ -155,7 +151,7 @@ class Subscriptions:
             nonlocal known, group
             held = [other for other in plans if other.id == plan]
             if not held:
-                raise _NotHeld(", ".join(sorted(other.id for other in plans)) or "no plan")
+                raise NotHeld(", ".join(sorted(other.id for other in plans)) or "no plan")
             known = True  # if it is gone when asked again, an answer that was lost took it away
             group = held[0].group
             return [other for other in plans if other.id != plan]
@@ -188,7 +184,7 @@ class Subscriptions:
             )
             if known or reply[0] == wire.DONE:
                 return
-        except _NotHeld as error:
+        except NotHeld as error:
             shown = str(error)
         if not known:
             raise PolicyError(

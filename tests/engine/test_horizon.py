@@ -173,6 +173,29 @@ def test_any_verb_may_be_the_first_to_cross_it(
     assert_right(other, clock, made)
 
 
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"adjust"}))  # of what goes with its plan
+@pytest.mark.parametrize("years", [1, 3, 20])
+def test_changes_that_are_due_cross_it(make: Make, functions: bool, verb: str, years: int) -> None:
+    """One comes well before anybody looks, another one a day before."""
+    clock = ManualClock(START)
+    meter = make(PLANS, clock=clock, functions=functions)
+    meter.consume("a", "x", 3)
+    for subject in ("a", "a/team"):
+        meter.subscribe(subject, "pro", when=timedelta(days=40), change="prorate")
+        meter.subscribe(subject, "utc", when=timedelta(days=365 * years - 1))
+    clock.advance(days=365 * years)
+    meter = make(clock=clock, functions=functions)
+    VERBS[verb](meter)
+    made = clock.now_ms if "anew" in verb else START
+    assert_right(meter, clock, made)
+    for level in meter.usage("a/team").levels:
+        below = level.subject != "a"
+        gone = verb == "unsubscribe" and not below
+        assert level.plans == {"base": "pro", **({} if gone else {"addons": "utc"})}
+        assert level.pending == ()
+    assert meter.consume("a/team", "x").allowed
+
+
 def test_use_and_period_survive_it(make: Make, client: redis.Redis) -> None:
     """Being written out further is no reason to close a period."""
     clock = ManualClock(START)
