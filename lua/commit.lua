@@ -2,6 +2,7 @@
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  end of the hold, kept like an operation id
 --       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
+--       then   with e of ARGV 6: events, outbox and index of the partition
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 costs     names of what was used; names that are missing are as held; empty: all of them
@@ -11,7 +12,7 @@
 --       7 hold      its id
 -- RETURNS as report; besides
 --       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
--- WRITES the records, their holds, and the end of the hold
+-- WRITES the records, their holds, and the end of the hold; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op charge finish
 -- @flags allow-oom

@@ -4,15 +4,20 @@
 -- ARGV  1 now, 2 extra: as consume's 1 and 6
 --       3 blind  "1": remove records that cannot be read, or whose policy is lost; else empty
 -- RETURNS a status: 2 need (nothing was written), 5 done; behind that how many keys there were (4 bytes)
--- WRITES removes the keys; outbox and index
+-- WRITES removes the keys; outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store crop
 -- @flags allow-oom
 local function forget(keys, args)
-  local extra = #args == 3 and request.extra(args[2])
-  local n = extra and #keys - extra.behind or 0
-  if n < 1 or n > 256 or extra.h or args[3] ~= "" and args[3] ~= "1" then
-    bad("forget takes 1 to 256 keys, those of the partition, and 3 arguments")
+  if #args ~= 3 then
+    bad("forget takes 3 arguments")
+  end
+  local extra = request.extra(args[2])
+  local n = #keys - extra.behind
+  if n < 1 or n > 256 or extra.h then
+    bad("keys: 1 to 256 to remove, then those of the partition")
+  elseif args[3] ~= "" and args[3] ~= "1" then
+    bad("blind: 1 or empty")
   end
   local now, named, records, need = clock(args[1]), {}, {}, ""
   for i = 1, n do

@@ -3,6 +3,7 @@
 --       2 operation id; only with ARGV 10
 --       then the records of up to three levels above, read for when they were last seen
 --       then   for every level in h of ARGV 11: the hash and the sorted set of its holds
+--       then   with e of ARGV 11: events, outbox and index of the partition
 -- ARGV  1 now       as consume
 --       2 context   as consume; its policy is what an unseen subject gets
 --       3 name      the pool
@@ -16,7 +17,7 @@
 --       11 extra    as consume
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (also where a grant has that id), 5 done, 7 holds;
 --       1 and 5 with the new row of lib/grants.lua as msgpack
--- WRITES the record and the operation id
+-- WRITES the record and the operation id; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op assign
 local function grant(keys, args)

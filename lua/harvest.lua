@@ -7,7 +7,7 @@
 -- RETURNS a status: 2 need (nothing was written), 3 stale, 7 holds (both only if n = 1), 5 done; behind that how many
 --       entries were written (4 bytes), how many records wait for their holds to be named (2), the numbers of these,
 --       and of those that could not be read or are stale (2 each); they were left as they are
--- WRITES the records, their holds, events, outbox and index
+-- WRITES the records; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store crop
 local function harvest(keys, args)

@@ -3,11 +3,13 @@
 --       n + 1  operation id; only with ARGV 5
 --       then   the API key
 --       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
+--       then   with e of ARGV 6: events, outbox and index of the partition
 -- ARGV  1..6 as consume; 3, 4 and 5 empty: nothing is charged
 --       7 sha      SHA-256 of the secret, 32 bytes
 -- RETURNS as consume; besides 6 unknown, where there is no such key or it has another secret. Behind an
 --       answer stands what keys_create got as `about`; the codes DISABLED and EXPIRED come only from here
--- WRITES as consume: the records that were charged, first seen or moved, and the operation id; nothing if refused
+-- WRITES as consume: the records that were charged, first seen or moved, and the operation id; events, outbox,
+--       index. If refused: the mark of a pool that says so for the first time, and its event
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
 --   partition change record open store op charge compile plain spend apikey
 local function keys_verify(keys, args)

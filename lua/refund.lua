@@ -2,9 +2,10 @@
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
 --       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
+--       then   with e of ARGV 6: events, outbox and index of the partition
 -- ARGV  1..6   as consume
 -- RETURNS as consume; not allowed only where no cost name reaches anything
--- WRITES the records that got something back, and the operation id
+-- WRITES the records that got something back, and the operation id; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op charge
 -- @flags allow-oom

@@ -3,6 +3,7 @@
 --       n + 1  operation id; only with ARGV 3
 --       then   the operation id to give back, and the end of the hold of that id
 --       then   for every level in h of ARGV 4: the hash and the sorted set of its holds
+--       then   with e of ARGV 4: events, outbox and index of the partition
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 op        as consume
@@ -11,7 +12,7 @@
 --       6 unknown   there is no such operation (any more); or one that cannot be given back, or not on this
 --                   path: then its verb (1 byte, see lib/op.lua) and its path below the root
 -- WRITES the records that got something back, the operation id, and the operation id, or end of the hold, that is
---       given back
+--       given back; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op charge undo
 -- @flags allow-oom

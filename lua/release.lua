@@ -2,6 +2,7 @@
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  end of the hold, kept like an operation id
 --       then   for every level in h of ARGV 4: the hash and the sorted set of its holds
+--       then   with e of ARGV 4: events, outbox and index of the partition
 -- ARGV  1 now       as consume
 --       2 context   as consume
 --       3 op        as consume; never empty
@@ -9,7 +10,7 @@
 --       5 hold      its id
 -- RETURNS a status: 1 replayed, 2 need, 3 stale, 4 conflict (it was committed), 5 done (also where there is none),
 --       7 holds, 8 due
--- WRITES the records, their holds, and the end of the hold
+-- WRITES the records, their holds, and the end of the hold; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op charge finish
 -- @flags allow-oom

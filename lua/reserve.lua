@@ -2,11 +2,13 @@
 -- KEYS  1..n   record of each level of the subject, root first (n = 1..4)
 --       n + 1  operation id; only with ARGV 5
 --       then   for every level in h of ARGV 6: the hash and the sorted set of its holds
+--       then   with e of ARGV 6: events, outbox and index of the partition
 -- ARGV  1..6 as consume; 6 names every level in h
 --       7 hold      id, 1 to 128 bytes
 --       8 ttl       ms as digits, up to 366 days
 -- RETURNS as consume; 4 conflict also where an open hold has that id
--- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id
+-- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id; events,
+--       outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op charge finish
 local function reserve(keys, args)

@@ -3,6 +3,7 @@
 --       2 operation id; only with ARGV 6
 --       then the records of up to three levels above, read for when they were last seen
 --       then   for every level in h of ARGV 7: the hash and the sorted set of its holds
+--       then   with e of ARGV 7: events, outbox and index of the partition
 -- ARGV  1 now      as consume
 --       2 context  as consume; its policy is what an unseen subject gets
 --       3 change   "keep", "reset" or "prorate"
@@ -18,7 +19,7 @@
 --       13 leaving  with 8, msgpack {policy = names of the pools of the plan that such a record leaves}; or empty
 -- RETURNS a status: 1 replayed, 2 need, 3 stale (also where no move fits the record), 4 conflict, 5 done,
 --       7 holds, 8 due
--- WRITES the record and the operation id
+-- WRITES the record and the operation id; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op assign
 local function subscribe(keys, args)

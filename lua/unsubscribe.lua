@@ -2,13 +2,14 @@
 -- KEYS  1 record
 --       2.. the records of up to three levels above, read for when they were last seen
 --       then   for every level in h of ARGV 3: the hash and the sorted set of its holds
+--       then   with e of ARGV 3: events, outbox and index of the partition
 -- ARGV  1 now, 2 context, 3 extra: as consume's 1, 2 and 6; a move says what the record becomes
 --       4 when     as subscribe's 8
 --       5 group    of the plan; empty: not known, while no move is offered
 --       6 leaving  as subscribe's 13
 -- RETURNS a status: 2 need, 3 stale (also where no move fits the record), 5 done, 6 there is no record,
 --       7 holds, 8 due
--- WRITES the record; nothing where there is none
+-- WRITES the record; events, outbox, index; nothing where there is no record
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op assign
 local function unsubscribe(keys, args)

@@ -2,13 +2,14 @@
 -- KEYS  1 record
 --       2.. the records of up to three levels above, read for when they were last seen
 --       then   for every level in h of ARGV 4: the hash and the sorted set of its holds
+--       then   with e of ARGV 4: events, outbox and index of the partition
 -- ARGV  1 now      as consume
 --       2 context  as consume
 --       3 id       of the grant
 --       4 extra    as consume
 -- RETURNS a status: 2 need, 3 stale, 5 done, 6 there is no such grant (any more), 7 holds; behind 5 a double:
 --       how much was taken
--- WRITES the record
+-- WRITES the record; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
 --   change record open store op assign
 -- @flags allow-oom

@@ -93,9 +93,8 @@ class Forgetting:
                 [self._operations.now_argument(), needs.packed(), b"1" if blind else b""],
                 harmless=True,
             )
-            if isinstance(reply, bytes) and len(reply) == 5 and reply[0] == wire.DONE:
-                return int.from_bytes(reply[1:], "little")
-            if not isinstance(reply, bytes) or reply[:1] != bytes([wire.NEED]):
-                raise ScriptError(f"forget: unexpected reply {reply!r}")
+            removed = wire.removed(reply)
+            if removed is not None:
+                return removed
             for name in wire.decode_need(reply):
                 needs.policies[name] = (yield from self._store.policy(name)).blob

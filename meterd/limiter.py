@@ -67,13 +67,11 @@ class LimiterCalls(Shapes):
 
     def reset(self, subject: Subject) -> Flow[int]:
         yield from self._operations.store.prepare()
+        key, now = self._path(subject).keys[0], self._operations.now_argument()
         reply = yield from self._operations.session.call(
-            "forget",
-            [self._path(subject).keys[0]],
-            [self._operations.now_argument(), b"", b""],
-            harmless=True,
+            "forget", [key], [now, b"", b""], harmless=True
         )
-        return int.from_bytes(reply[1:], "little")
+        return wire.removed(reply) or 0
 
 
 class Limiter:

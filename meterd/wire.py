@@ -219,6 +219,16 @@ def decode_harvest(reply: bytes) -> Harvested:
     return Harvested(entries, numbers[:waiting], numbers[waiting:])
 
 
+def removed(reply: object) -> int | None:
+    """How many keys a `forget` removed; None: it needs policies; else raises `ScriptError`."""
+    if isinstance(reply, bytes) and reply:
+        if reply[0] == DONE and len(reply) == 5:
+            return int.from_bytes(reply[1:], "little")
+        if reply[0] == NEED:
+            return None
+    raise ScriptError(f"forget: unexpected reply {reply!r}")
+
+
 def numbers(of: Collection[int]) -> bytes:
     """Numbers of records (from 0) as `harvest` takes them."""
     return b"".join([struct.pack("<H", n + 1) for n in of])

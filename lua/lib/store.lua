@@ -62,8 +62,8 @@ function store.mark_listed(level, listed)
   end
 end
 
--- Tells what there is to tell of a record. Returns its slice, nil where it is to be stored whole.
-local function tell(level, slice, now)
+-- What of the news of a record changes the record itself. Returns its slice, nil where it is to be stored whole.
+local function enter(level, slice, now)
   local news = level.news
   if news.books then
     news.books.i = partition.bill(level, news.entries, news.books.i, now)
@@ -72,11 +72,10 @@ local function tell(level, slice, now)
     store.put_whole(level, slice, now)
     slice = nil
   end
-  partition.say(level, news.events, now)
   if news.list then
     local at = ledger.due(level.parsed, sliced(level, slice))
-    if at < huge then
-      partition.list(level.key, max(at, now))
+    news.list = at < huge and max(at, now)
+    if news.list then
       store.mark_listed(level, true)
     end
   end
@@ -112,32 +111,13 @@ local function write_holds(count, slices, now)
   end
 end
 
--- Everything that changed, the records and the operation id in one command, so that a failure leaves all
--- or nothing; then what belongs to holds; then TTLs, which only free memory.
--- `slices[i]` replaces bytes 15.. of level i's record. `own_...`: a second operation id. Returns nil; or a status to
--- answer, and nothing is written.
-function store.write(count, slices, now, op_key, op_value, op_ttl, own_key, own_value, own_ttl)
-  for i = 1, count do
-    if levels[i].news then
-      local status = lacking(count, slices)
-      if status then
-        return status
-      end
-      break
-    end
-  end
+-- Stores what changed. `slices` and the rest as in store.write.
+local function put(count, slices, now, op_key, op_value, op_ttl, own_key, own_value, own_ttl)
   local writes, only, extended, holds = 0, 1, false, false
   for i = 1, count do
     local level = levels[i]
     holds = holds or level.holds
     if slices[i] or level.fresh or level.moved then
-      if level.grants then -- a charge changes more than states
-        store.put_whole(level, slices[i], now)
-        slices[i] = nil
-      end
-      if level.news then
-        slices[i] = tell(level, slices[i], now)
-      end
       writes, only = writes + 1, i
       if level.flags >= TTL and has(level.flags, TTL) then
         local at = lasts(level, now)
@@ -153,7 +133,7 @@ function store.write(count, slices, now, op_key, op_value, op_ttl, own_key, own_
     if holds then
       write_holds(count, slices, now)
     end
-    return nil
+    return
   end
   local sets, n = {}, 0
   for i = 1, count do
@@ -189,5 +169,47 @@ function store.write(count, slices, now, op_key, op_value, op_ttl, own_key, own_
   if own_key and own_ttl then
     call("PEXPIRE", own_key, own_ttl)
   end
-  return nil
+end
+
+-- With news: what is billed goes first, for its first id becomes the record's; what is only told goes last.
+local function put_and_tell(count, slices, now, ...)
+  local written = {}
+  for i = 1, count do
+    local level = levels[i]
+    if level.news and (slices[i] or level.fresh or level.moved) then
+      slices[i], written[i] = enter(level, slices[i], now), true
+    end
+  end
+  put(count, slices, now, ...)
+  for i = 1, count do
+    local level = levels[i]
+    if written[i] then
+      partition.say(level, level.news.events, now)
+      if level.news.list then
+        partition.list(level.key, level.news.list)
+      end
+    end
+  end
+end
+
+-- Everything that changed, the records and the operation id in one command, so that a failure leaves all
+-- or nothing; then what belongs to holds; then TTLs, which only free memory.
+-- `slices[i]` replaces bytes 15.. of level i's record. `own_...`: a second operation id. Returns nil; or a status to
+-- answer, and nothing is written.
+function store.write(count, slices, now, op_key, op_value, op_ttl, own_key, own_value, own_ttl)
+  local news
+  for i = 1, count do
+    local level = levels[i]
+    if level.grants and (slices[i] or level.fresh or level.moved) then -- a charge changes more than states
+      store.put_whole(level, slices[i], now)
+      slices[i] = nil
+    end
+    news = news or level.news
+  end
+  local status = news and lacking(count, slices)
+  if not status then
+    local write = news and put_and_tell or put
+    write(count, slices, now, op_key, op_value, op_ttl, own_key, own_value, own_ttl)
+  end
+  return status or nil
 end

@@ -3,7 +3,8 @@
 --- entry: one sentence.
 -- KEYS     one item per line: `1 record`, `1..n record ... (n = 1..4)`, `n + 1 operation id; only
             with ARGV 5`, `2.. the records of up to three levels above`, `then for every level in h
-            of ARGV 6: the hash and the sorted set of its holds`, ...
+            of ARGV 6: the hash and the sorted set of its holds`, `then with e of ARGV 6: events,
+            outbox and index of the partition`, ...
 -- ARGV     `1 now  meaning`, or several by comma, or `1..6 as consume`, or `none`
 -- RETURNS  `a status: 2 need, 5 done`, one line per status, or prose
 -- WRITES   prose
@@ -79,6 +80,7 @@ def _plain(lines: list[str]) -> str:
 
 
 _SMALL = {"three": 3}
+SHARED = ("events", "outbox", "index")
 
 
 def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]:
@@ -113,11 +115,24 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
         ):
             most, held = most + 2 * paths, int(holds[1])
             kinds.append("hold")
+        elif shared := re.fullmatch(
+            r"then +(?:with e of ARGV (\d+): )?events, outbox and index of the partition(?:;.*)?",
+            text,
+        ):
+            assert not held or int(shared[1]) == held, f"{entry}: two arguments name keys"
+            most += 3
+            kinds += SHARED
+        elif many := re.fullmatch(r"1\.\.n +records of one partition \(n = 1\.\.(\d+)\)", text):
+            least, most, paths = 4, int(many[1]), int(many[1])
+            kinds.append("record")
+        elif text.startswith("then   for every number in ARGV 4:"):
+            most += 2 * paths
+            kinds.append("hold")
         elif re.fullmatch(r"(n \+ 1|2) +operation id; only with ARGV \d+", text):
             most += 1
             kinds.append("operation id")
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
-            least, most = 1, int(many[2])
+            least, most = 1, most + int(many[2])
             kinds += ["record", "meta", "hold", "operation id", "end of the hold", "API key"]
             assert many[1] == "record, meta, holds, operation ids, ends of holds, API keys"
         else:
@@ -125,7 +140,9 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
             assert single, f"{entry}: unreadable key {text!r}"
             least, most = least + 1, most + 1
             kinds.append(single[1])
-    assert "hold" not in kinds or kinds[-1] == "hold" or not held, f"{entry}: holds come last"
+    behind = [kind for kind in kinds if kind not in SHARED]
+    assert behind + list(SHARED) == kinds or behind == kinds, f"{entry}: these three come last"
+    assert "hold" not in behind or behind[-1] == "hold" or not held, f"{entry}: holds come before"
     return least, most, held, tuple(dict.fromkeys(kinds))
 
 

@@ -27,6 +27,7 @@ from meterd.testing import ManualClock
 from tests.support.servers import Server
 
 NOW = 1_735_689_600_000
+AS_THEY_ARE = wire.context(0, bytes(8))
 LEVELS = Path(("a", "b", "c", "d"), (b"", b"", b"", b""), b"a", b"")
 
 PLANS = (
@@ -102,7 +103,7 @@ def restore(client: redis.Redis, wanted: dict[bytes, tuple[Any, Any]]) -> None:
 
 def assert_well_formed(entry: str, reply: Any) -> None:
     """A status reply that the client could read to its last byte."""
-    if entry in ("apply", "forget"):
+    if entry == "apply":
         assert isinstance(reply, int)
         return
     assert isinstance(reply, bytes)
@@ -147,7 +148,11 @@ def assert_well_formed(entry: str, reply: Any) -> None:
     elif status == wire.UNKNOWN and entry == "refund_of":
         assert len(reply) == 1 or chr(reply[1]) in "crfhmxs"
     elif status == wire.HOLDS:
-        assert sorted(set(reply[1:]) & set(range(1, 5))) == list(reply[1:]) != []
+        assert sorted(set(reply[1:]) & set(range(5))) == list(reply[1:]) != []
+    elif entry == "harvest":
+        assert wire.decode_harvest(reply).entries >= 0
+    elif entry == "forget":
+        assert wire.removed(reply) is not None
     else:
         assert len(reply) == 1
 
@@ -194,6 +199,7 @@ class World:
         self.secret = secret.digest(str(self.api_key.secret))
         self.key_path = self.keys.path(self.api_key.subject)
         self.entry = self.keys.api_key(partition_of(self.key_path.root), self.api_key.id)
+        self.shared = self.keys.shared(self.path)
         self.used_op = self.keys.op(self.path, "first")
         self.past = self.keys.op(self.path, "past")
         self.fresh = self.keys.path("acme2").keys[0]
@@ -205,6 +211,7 @@ class World:
         self.first = first.name
         self.extra = extra(self.policies)
         self.held = extra(self.policies, held=(1, 2, 3))
+        self.telling = extra(self.policies, shared=True)
         self.laid_out = {key: client.get(key)[2:10] for key in self.path.keys}
         self.whole = snapshot(client)
 
@@ -284,7 +291,8 @@ class World:
             "void": ([self.leaf, *above], [now, context, b"gift", bring]),
             **self.of_keys(charge, op=op),
             "set_meta": ([self.meta], [b"field", b'"value"']),
-            "forget": ([self.leaf], []),
+            "forget": ([self.leaf, *self.pairs[-2:], *self.shared], [now, self.telling, b""]),
+            "harvest": ([*self.path.keys, *self.shared], [now, AS_THEY_ARE, bring, b""]),
             "apply": ([self.keys.catalog], [self.client.get(self.keys.catalog), b"new"]),
         }
         return calls.get(entry, (levels, charge))
@@ -342,9 +350,16 @@ def world(server: Any) -> Iterator[World]:
     made.meter.close()
 
 
-def extra(policies: dict[bytes, bytes], *moves: Sequence[Any], held: Sequence[int] = ()) -> bytes:
+def extra(
+    policies: dict[bytes, bytes],
+    *moves: Sequence[Any],
+    held: Sequence[int] = (),
+    shared: bool = False,
+) -> bytes:
     """What a call may bring along: policies, moves (level, from, old, to), levels with holds."""
     value = {"p": policies, "m": moves, **({"h": held} if held else {})}
+    if shared:
+        value["e"] = 1
     packed: bytes = msgpack.packb(value, use_bin_type=False)
     return packed
 
@@ -455,6 +470,10 @@ VALID: dict[str, Any] = {
     "overlap": lambda t: t.isdigit() and len(t) <= 14,
     "pointer": lambda _: True,
     "hold": lambda t: 1 <= len(t) <= 128,
+    "held": lambda t: (
+        len(t) % 2 == 0 and bytes(2) not in {t[i : i + 2] for i in range(0, len(t), 2)}
+    ),
+    "blind": lambda t: t in (b"", b"1"),
     "ttl": lambda t: t.isdigit() and len(t) <= 11 and 1 <= int(t) <= 366 * 86_400_000,
 }
 """Whether a text is allowed at all as an argument of that name, by itself."""

@@ -263,6 +263,39 @@ def come(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> N
         verb()
 
 
+def pulse(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> None:
+    """Every verb comes upon a period that is over, of a pool that is billed."""
+    limits = [Pool("pulse", 10**6, "1ms", bill="use", overage=5), Bucket("side", 90, "1d")]
+    meter.subscribe(subject, limits=limits)
+    path, one = meter._keys.path(subject), wire.encode_costs("pulse", 1)
+    kept = [meter.reserve(subject, "pulse", 3, ttl=ttl) for ttl in (600, 600, 20)]
+    assert not meter.consume(subject, "pulse", 10**9)  # the pool is exhausted, for once
+    meter.harvest()
+    for verb in (
+        lambda: meter.consume(subject, "side", 5),
+        lambda: meter.consume(subject, "pulse"),
+        lambda: meter.report(subject, "pulse", 2),
+        lambda: meter.refund(subject, {"pulse": 1, "side": 1}),
+        lambda: meter.reserve(subject, {"pulse": 1}, ttl=600),
+        lambda: kept[2].renew(30),
+        lambda: meter._run(meter._holds.tally(path, kept[2].id, one, 700_000)),
+        lambda: kept[0].commit({"pulse": 5}),
+        kept[1].release,
+        lambda: meter.override(subject, "pulse", limit=900),
+        lambda: meter.adjust(subject, "pulse", used=40),
+        meter.harvest,
+        lambda: meter.subscribe(subject, limits=limits, change="reset"),
+        lambda: meter.unsubscribe(subject, "private"),
+    ):
+        meter.report(subject, "pulse", 7)
+        assert meter.reserve(subject, "pulse", 2, ttl=0.001)
+        if clock is None:
+            time.sleep(0.003)
+        else:
+            clock.now_ms += 3
+        verb()
+
+
 def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
     """Every verb that sets something, on a seen subject and on unseen ones."""
     below = (root, "team", "ana")
@@ -273,6 +306,7 @@ def administer(meter: Meter, root: str, clock: ManualClock | None) -> None:
         expire(meter, subject, clock)
     for owner in ((root,), below):
         keys(meter, owner, clock)
+        pulse(meter, subject, clock)
     for subject in ((root,), (root, "team"), below):
         meter.subscribe(subject, "pro", change="reset", op=f"s{len(subject)}")
         meter.subscribe(subject, limits=[Pool("credits", 7), Bucket("own", 1, "1s")])

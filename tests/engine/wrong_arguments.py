@@ -64,6 +64,7 @@ WRONG: dict[str, list[bytes]] = {
                 *([level, SOME, SOME, SOME] for level in (*NUMBERS.values(), 0, 5, 1.5)),
             )
         ),
+        *(msgpack.packb({"e": shared}) for shared in (0, 2, "1", [1], {}, 1.5, True)),
         *(
             msgpack.packb({"c": steps}, use_bin_type=False)
             for steps in (
@@ -118,6 +119,8 @@ WRONG: dict[str, list[bytes]] = {
     "notes": [b"=", b"{}", b"--"],
     "overlap": [b"", *TEXTS, b"9" * 15],
     "hold": [b"", b"x" * 129],
+    "held": [b"1", bytes(2), b"\xff\xff", b"\x01\x00\x00", struct.pack("<4H", 1, 2, 3, 4)],
+    "blind": [b"0", b"true", b"11"],
     "ttl": [b"", *TEXTS, b"0", b"00", b"31622400001", b"9" * 11, b"1" * 12],
 }  # fmt: skip
 FREE = {"value", "expected", "pointer"}  # any text is one
