@@ -65,19 +65,19 @@ end
 -- What of the news of a record changes the record itself. Returns its slice, nil where it is to be stored whole.
 local function enter(level, slice, now)
   local news = level.news
+  if news.list then
+    local at = ledger.due(level.parsed, sliced(level, slice))
+    if at < huge then
+      partition.list(level.key, max(at, now))
+      store.mark_listed(level, true)
+    end
+  end
   if news.books then
     news.books.i = partition.bill(level, news.entries, news.books.i, now)
     level.var = level.var or {}
     level.var.b = news.books
     store.put_whole(level, slice, now)
     slice = nil
-  end
-  if news.list then
-    local at = ledger.due(level.parsed, sliced(level, slice))
-    news.list = at < huge and max(at, now)
-    if news.list then
-      store.mark_listed(level, true)
-    end
   end
   return slice
 end
@@ -171,7 +171,8 @@ local function put(count, slices, now, op_key, op_value, op_ttl, own_key, own_va
   end
 end
 
--- With news: what is billed goes first, for its first id becomes the record's; what is only told goes last.
+-- With news: the index first, which may name more than there is; then what is billed, whose first id becomes the
+-- record's; what is only told goes last.
 local function put_and_tell(count, slices, now, ...)
   local written = {}
   for i = 1, count do
@@ -185,9 +186,6 @@ local function put_and_tell(count, slices, now, ...)
     local level = levels[i]
     if written[i] then
       partition.say(level, level.news.events, now)
-      if level.news.list then
-        partition.list(level.key, level.news.list)
-      end
     end
   end
 end

@@ -118,8 +118,8 @@ def test_all_keys_of_a_script_share_a_slot(runs: list[Run]) -> None:
 def test_a_script_reads_and_then_writes(runs: list[Run]) -> None:
     """One command carries everything that has to happen together.
 
-    Only the outbox is before it; holds, TTLs, events and the index may follow. A harvest does this
-    for one record after the other.
+    Only the index and the outbox are before it; holds, TTLs and events may follow. A harvest does
+    this for one record after the other.
     """
     for run in runs:
         if run.entry in ("harvest", "forget"):
@@ -129,8 +129,8 @@ def test_a_script_reads_and_then_writes(runs: list[Run]) -> None:
         writes = [name for name in names if name in WRITES]
         assert names == reads + writes, run.entry
         assert [name for name in reads if name in ("GET", "MGET")] == reads[:1], run.entry
-        while writes[:1] == ["XADD"] and set(RECORDS) & set(writes):
-            del writes[0]  # into the outbox
+        while writes and writes[0] in ("XADD", "ZADD") and set(RECORDS) & set(writes):
+            del writes[0]  # into the outbox, and the index
         assert [name for name in writes[1:] if name in RECORDS] == [], run.entry
         assert [c.name for c in run.commands].count("TIME") <= 1
 
@@ -183,7 +183,9 @@ def test_only_the_kinds_are_written_that_the_header_names(runs: list[Run]) -> No
             named.discard("hold")
         if entry == "forget":
             named = set(said.kinds) - {"events"}
-        assert kinds | {"index"} == named | {"index"}, entry
+        # What there is to bill and to look for depends on which millisecond a call came in.
+        passing_by = {"outbox", "index"}
+        assert kinds <= named <= kinds | passing_by, entry
 
 
 def test_ids_and_levels_are_read_with_the_record_not_after_it(runs: list[Run]) -> None:

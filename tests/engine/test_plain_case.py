@@ -22,15 +22,18 @@ from redis.exceptions import ResponseError
 
 from meterd import Bucket, Flag, Plan, Pool, wire
 from meterd.compile import ABSENT, Policy, compile_policy
+from meterd.keys import Keyspace
 from meterd.policy import Limit
 from meterd.scripts import Scripts, lua_root
-from tests.engine.raw import Raw, amounts
+from tests.engine.raw import Raw, amounts, extra
 from tests.support import servers
 
 NOW = 1_735_689_600_000
 DAY = 86_400_000
 NAMES = ("a", "b", "c")
 RATE_LIMITED = 4  # the code of an answer, its second byte
+SHARED = Keyspace().partition(b"x")
+TELLING = msgpack.packb({"e": 1})
 NO_LONG_WAY, ONE_BY_ONE = b"no long way", b"one by one"
 SWITCHES = (
     (
@@ -85,6 +88,7 @@ class Records:
     def __init__(self, raw: Raw, policies: Sequence[Policy], number: int = 0) -> None:
         self.raw, self.policies = raw, policies
         self.extra = msgpack.packb({"p": {p.name: p.blob for p in policies}}, use_bin_type=False)
+        self.telling = extra({p.name: p.blob for p in policies}, shared=True)
         self.ways = [
             [b"meterd:{x}:s:%d/%d/%d" % (number, way, level) for level in range(len(policies))]
             for way in range(4)
@@ -97,9 +101,9 @@ class Records:
             self.raw.client.delete(key)
             context = struct.pack("<I", 0) + held.name
             for name in NAMES:
-                arguments = [b"%d" % now, context, name.encode(), amounts(1), b"", self.extra]
-                reply = self.raw.call("report", [key], arguments)
-                assert isinstance(reply, bytes), reply
+                arguments = [b"%d" % now, context, name.encode(), amounts(1), b"", self.telling]
+                reply = self.raw.call("report", [key, *SHARED], arguments)
+                assert reply[0] == wire.DECIDED, reply
 
     def expiring(self, at: int) -> None:
         """Makes the record one that carries its expiry."""
@@ -139,6 +143,9 @@ class Records:
             self.extra if bring else b"",
         ]
         reply = self.raw.call(verb, keys, arguments, how=how)
+        if reply == bytes([wire.HOLDS, 0]):
+            arguments[-1] = self.telling if bring else TELLING
+            reply = self.raw.call(verb, [*keys, *SHARED], arguments, how=how)
         return reply, self.raw.client.mget(keys)
 
     def plainly(self, *call: Any, **named: Any) -> tuple[Any, list[Any]] | None:
