@@ -93,7 +93,9 @@ class EventReader:
         self._idle = seconds(idle, "idle")
         self._waits = waits
         self._scattered = scattered
-        self._streams = [keys.common(partition, b"events") for partition in range(PARTITIONS)]
+        self._streams = [
+            keys.partition_key(partition, b"events") for partition in range(PARTITIONS)
+        ]
         self._partitions = {key: at for at, key in enumerate(self._streams)}
         self._seen = [BEGIN] * PARTITIONS  # up to where this group has been read
         self._grouped: set[int] = set()  # partitions that have the group

@@ -257,7 +257,7 @@ class Keyspace:
         at = int.from_bytes(sha256[:2], "big") % 1024 * 3
         return b"%b:{%b}:k:%b" % (self._raw, TAGS[at : at + 3], sha256.hex().encode())
 
-    def common(self, partition: int, kind: bytes) -> bytes:
+    def partition_key(self, partition: int, kind: bytes) -> bytes:
         """What all subjects of a partition share: b"events", b"outbox", b"dead", ..."""
         return b"%b:{%b}:%b" % (self._raw, tag_at(partition), kind)
 

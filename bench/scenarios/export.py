@@ -32,7 +32,7 @@ def outbox(entries: int) -> list[bytes]:
     made = []
     for number in range(entries):
         root = customer(number).root
-        key = _KEYS.common(partition_of(root), b"outbox")
+        key = _KEYS.partition_key(partition_of(root), b"outbox")
         at = JANUARY + number
         row = [root.decode(), "pool", number + 1, 1, "", JANUARY, FEBRUARY, at, "use"]
         made.append(command(b"XADD", key, b"*", b"o", msgpack.packb(row)))

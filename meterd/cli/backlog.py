@@ -59,7 +59,7 @@ def look(transport: SyncTransport, keys: Keyspace, seconds: float) -> Backlog:
         return [None if isinstance(reply, ResponseError) else reply for reply in replies]
 
     streams = {
-        kind: [keys.common(at, kind) for at in range(PARTITIONS)]
+        kind: [keys.partition_key(at, kind) for at in range(PARTITIONS)]
         for kind in (b"events", b"outbox", b"dead")
     }
     sizes = {

@@ -48,10 +48,10 @@ class Outbox:
         self._keys = keys
         self.sink = sink.encode()
         self.others: list[bytes] = []  # the sinks that have to settle an entry besides this one
-        self.streams = [keys.common(at, b"outbox") for at in range(PARTITIONS)]
-        self.tries = [keys.common(at, b"tries") for at in range(PARTITIONS)]
-        self.dead = [keys.common(at, b"dead") for at in range(PARTITIONS)]
-        self._leases = [keys.common(at, b"lease:" + self.sink) for at in range(PARTITIONS)]
+        self.streams = [keys.partition_key(at, b"outbox") for at in range(PARTITIONS)]
+        self.tries = [keys.partition_key(at, b"tries") for at in range(PARTITIONS)]
+        self.dead = [keys.partition_key(at, b"dead") for at in range(PARTITIONS)]
+        self._leases = [keys.partition_key(at, b"lease:" + self.sink) for at in range(PARTITIONS)]
 
     def ask(self, asked: Sequence[Asked]) -> Rounds[list[Any]]:
         """See `meterd.streams.ask`."""

@@ -45,7 +45,9 @@ def all_keys(path: tuple[str, ...], op: str) -> list[bytes]:
     holds = [key for level in range(1, len(path) + 1) for key in KEYS.holds(found, level)]
     topups = [KEYS.topups(KEYS.path(path[: i + 1])) for i in range(len(path))]
     partition = partition_of(found.root)
-    shared = [KEYS.common(partition, kind) for kind in (b"events", b"outbox", b"dead", b"lease:x")]
+    shared = [
+        KEYS.partition_key(partition, kind) for kind in (b"events", b"outbox", b"dead", b"lease:x")
+    ]
     assert KEYS.root_meta(partition, found.root) == metas[0]
     assert KEYS.shared(found)[:2] == tuple(shared[:2])
     api_key = KEYS.api_key(partition, "key_00000000000000")

@@ -32,7 +32,7 @@ class Streams:
         return self._encoded(subject)[0]
 
     def key(self, subject: Any, kind: bytes) -> bytes:
-        return self.keys.common(self.partition(subject), kind)
+        return self.keys.partition_key(self.partition(subject), kind)
 
     def event(
         self,
@@ -48,7 +48,7 @@ class Streams:
         """The id that the event will have."""
         partition, text = self._encoded(subject)
         row = [kind, text, name, "free", limit, 100, remaining, START, end, at, *more]
-        key = self.keys.common(partition, b"events")
+        key = self.keys.partition_key(partition, b"events")
         stored = _text(self.admin.xadd(key, {b"e": msgpack.packb(row)}))
         return f"{self.keys.path(subject).tag.decode()}-{stored}"
 
@@ -69,7 +69,7 @@ class Streams:
         partition, text = self._encoded(subject)
         born = f"{START + next(_ids)}-0" if birth is None else birth
         row = [text, pool, delta, seq, born, start, end, at, bill]
-        key = self.keys.common(partition, b"outbox")
+        key = self.keys.partition_key(partition, b"outbox")
         return _text(self.admin.xadd(key, {b"o": msgpack.packb(row)}))
 
     def length(self, subject: Any, kind: bytes = b"outbox") -> int:

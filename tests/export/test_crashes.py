@@ -72,7 +72,9 @@ class World:
         """As if the leases of the dead had run out."""
         keys = Keyspace(self.prefix)
         names = (b"lease:stripe", b"lease:webhook", b"lease:jsonl")
-        self.server.admin.delete(*(keys.common(at, n) for at in range(PARTITIONS) for n in names))
+        self.server.admin.delete(
+            *(keys.partition_key(at, n) for at in range(PARTITIONS) for n in names)
+        )
 
     def nothing_is_left(self) -> None:
         keys = list(self.server.admin.scan_iter(f"{self.prefix}:*", 5000))
