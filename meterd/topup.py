@@ -140,6 +140,8 @@ class _Rules:
             mine = next((one for one in taken if one.event_id == event.id), None)
             if mine is not None:
                 break
+            if event.period_end is not None and now_ms >= _ms(event.period_end):
+                return _NOTHING  # the period that runs now has events of its own
             if not (yield from self._still_low(event)):
                 return _NOTHING
             last_ms = max((one.at_ms for one in taken), default=None)

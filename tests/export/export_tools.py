@@ -42,12 +42,13 @@ class Streams:
         name: str = "credits",
         limit: Any = 100,
         remaining: Any = 0,
+        start: int = START,
         end: Any = END,
         at: int = AT,
     ) -> str:
         """The id that the event will have."""
         partition, text = self._encoded(subject)
-        row = [kind, text, name, "free", limit, 100, remaining, START, end, at, *more]
+        row = [kind, text, name, "free", limit, 100, remaining, start, end, at, *more]
         key = self.keys.partition_key(partition, b"events")
         stored = _text(self.admin.xadd(key, {b"e": msgpack.packb(row)}))
         return f"{self.keys.path(subject).tag.decode()}-{stored}"

@@ -79,7 +79,7 @@ def exporter(meter: Meter, elapsed: Elapsed) -> Make:
 
 
 def stripe(provider: Stripe, **how: Any) -> StripeMeter:
-    return StripeMeter(KEY, api_base=provider.url, timeout=0.3, **how)
+    return StripeMeter(KEY, api_base=provider.url, **{"timeout": 10.0, **how})
 
 
 def keys_of(server: servers.Server, prefix: str, kind: str) -> list[str]:
@@ -311,7 +311,7 @@ def test_what_may_have_arrived_too_long_ago_is_not_sent_by_itself(
     meter.set_meta("acme", {"stripe_customer": "cus_1"})
     streams.use("acme", 7)
     provider.after = [SILENCE]  # it arrived, and nobody was told
-    first = exporter(stripe(provider), attempts=1)
+    first = exporter(stripe(provider, timeout=0.3), attempts=1)
     assert first.run().retrying == 1
     assert provider.billed == {("cus_1", "credits"): 7}
     clock.advance(hours=23, minutes=54)
@@ -319,7 +319,7 @@ def test_what_may_have_arrived_too_long_ago_is_not_sent_by_itself(
     assert exporter(stripe(provider)).run().delivered == 1  # it says that it knows it
     streams.use("acme", 5)
     provider.after = [SILENCE]
-    exporter(stripe(provider), attempts=1).run()
+    exporter(stripe(provider, timeout=0.3), attempts=1).run()
     clock.advance(hours=24)
     provider.now_s = clock.now_ms / 1000
     last = exporter(stripe(provider))
@@ -735,7 +735,7 @@ def test_webhooks(exporter: Make, streams: Streams) -> None:
         receiver.plan = [Answer(500), Answer(400, "what?")]
         for _ in range(4):
             streams.use("acme")
-        made = exporter(Webhook(receiver.url, SECRET, timeout=0.5))
+        made = exporter(Webhook(receiver.url, SECRET))
         report = made.run()
         assert (report.delivered, report.dead) == (3, 1)
         assert len(receiver.got) == 5

@@ -12,7 +12,7 @@ import pytest
 from meterd import AsyncAutoTopUp, AutoTopUp, Meter, Plan, PolicyError, Pool, TopUp, Unavailable
 from meterd.testing import ManualClock
 from tests.client.meter_tools import AnyMeter, Make, fresh_prefix
-from tests.export.export_tools import Killed, Killer, Streams
+from tests.export.export_tools import END, Killed, Killer, Streams
 from tests.support import servers
 
 PLANS = [Plan("free", includes=[Pool("credits", 100, "month"), Pool("tokens", None)], default=True)]
@@ -158,21 +158,17 @@ def test_what_is_put_off_and_put_off_again(world: World) -> None:
     assert len(world.bank.granted) == 2
 
 
-def test_a_new_period_has_its_own(world: World, streams: Streams) -> None:
+def test_a_new_period_has_its_own(world: World) -> None:
     tops = world.tops(per_period=1, cooldown="0s")
     world.use(100)
     (first,) = world.run(tops)
-    world.clock.advance(days=40)
+    world.use(50)
+    assert world.run(tops) == []
+    world.clock.advance(days=31)
     world.meter.report("acme", "credits", 100)
-    key = streams.key("acme", b"events")
-    from tests.export import export_tools
-
-    assert key
-    start, export_tools.START = export_tools.START, START + 31 * 86_400_000
-    try:
-        world.streams.event("acme", remaining=0)
-    finally:
-        export_tools.START = start
+    world.streams.event("acme", remaining=0)  # late news of the period before
+    assert world.run(tops) == []
+    world.streams.event("acme", remaining=0, start=END, end=END + 86_400_000)
     (second,) = world.run(tops)
     assert (first.number, second.number) == (1, 1)
     assert first.key != second.key
