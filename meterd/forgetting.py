@@ -6,12 +6,13 @@ import logging
 
 from meterd import wire
 from meterd.administration import Administration
-from meterd.errors import PolicyError, ScriptError
+from meterd.errors import ScriptError
 from meterd.flow import Flow
 from meterd.keys import Path, Subject
 from meterd.needs import Needs
 
 _log = logging.getLogger("meterd")
+_UNREADABLE = ("METERD-LAYOUT", "names policy")  # of a record, or of one of its holds
 _MANY = 200  # keys of one call
 _FEW = 50  # records of one call
 
@@ -74,7 +75,9 @@ class Forgetting:
         shared = self._keys.partition(tag)
         try:
             return (yield from self._remove(keys, Needs(shared=True), *shared))
-        except (PolicyError, ScriptError) as error:
+        except ScriptError as error:
+            if not any(word in str(error) for word in _UNREADABLE):
+                raise
             if len(records) > 1:
                 removed = 0
                 for key in records:
