@@ -291,11 +291,12 @@ end
 -- What the caller gets, figures as they are after the call.
 function charge.answer(count, now, code, allowed)
   local k, n, shown = 0, 1, 0
-  local balance, counted = huge, false
+  local balance, counted, nameless = huge, false, false
   for i = 1, count do
     local level = levels[i]
     local shape = level.shape
     if shape and shape.count > 0 then
+      nameless = nameless or shape.nameless
       local head, more_figures
       if level.draws then
         head, more_figures = granted(shape, i, k)
@@ -335,7 +336,7 @@ function charge.answer(count, now, code, allowed)
     end
   end
   if not counted then
-    balance = code == OK and NONE or 0
+    balance = nameless and code == OK and NONE or 0
   elseif balance == huge then
     balance = NONE
   end

@@ -303,6 +303,7 @@ local function make_shape(parsed, text)
   local shape = {
     names = last, reached = reached, whole = true, simple = true, heads = {},
     indexed = false, -- whether it reaches a pool that resets or is billed
+    nameless = #names == 0, -- only automatic amounts, or every limit
   }
   local described, count, at = {}, 0, HEADER + 1
   for i, L in ipairs(parsed.limits) do
