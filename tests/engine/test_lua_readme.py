@@ -14,7 +14,7 @@ from meterd.keys import Keyspace
 from meterd.scripts import ENTRIES, LIBRARIES, lua_root
 from meterd.testing import ManualClock
 from tests.engine.conftest import Make
-from tests.engine.headers import header
+from tests.engine.headers import SHARED, header
 
 TEXT = (lua_root() / "README.md").read_text(encoding="utf-8")
 
@@ -37,9 +37,10 @@ def test_every_file_stands_in_it() -> None:
 
 
 def test_what_entries_write() -> None:
+    kinds = ("record", "operation id", "meta", "catalog", "hold", "end of the hold")
+    kinds += ("API key", *SHARED)
     for name, _, writes in table("entry"):
         said = header(name.strip("`").removesuffix(".lua"))
-        kinds = ("record", "operation id", "meta", "catalog", "hold", "end of the hold", "API key")
         for kind in kinds:
             if said.entry != "forget":
                 assert (kind in writes) == (kind in said.writes), (name, kind)
@@ -58,6 +59,7 @@ def test_every_kind_of_key() -> None:
         *keys.holds(path, 2),
         keys.hold_end(path, "id"),
         keys.api_key(0, "id"),
+        *keys.shared(path),
         keys.catalog,
         keys.policies,
         keys.clock,
@@ -142,11 +144,11 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
     rec = client.get(meter._keys.path("a").keys[0])
     (bytes_of,) = ([row[0] for row in table("bytes")],)
     assert bytes_of == [
-        "1", "2", "3-10", "11-14", "15-20", "21-", "+ 1, 46 each", "+ 6", "+ 6 more",
+        "1", "2", "3-10", "11-14", "15-20", "21-", "+ 1, 48 each", "+ 6", "+ 6 more",
         "+ 1, 22 each", "+ rest",
     ]  # fmt: skip
     version, flags, policy, revision = struct.unpack_from("<BB8sI", rec)
-    assert (version, flags, revision) == (1, 2, 1)
+    assert (version, flags, revision) == (2, 2 + 64, 1)
     assert client.hexists(meter._keys.policies, policy)
     numbers = [
         int.from_bytes(rec[at : at + size], "little")
@@ -159,15 +161,16 @@ def test_a_record_reads_as_the_map_says(make: Make, client: redis.Redis) -> None
             (45, 7),
             (52, 7),
             (59, 7),
-            (66, 6),
-            (72, 5),
+            (66, 2),
+            (68, 6),
+            (74, 5),
         )
     ]
     start = clock.now_ms - 7000
     assert numbers == [
-        clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, clock.now_ms, 2,
+        clock.now_ms, start, start + 3_600_000, start, 100, 0, 3, 0, 7, clock.now_ms, 2,
     ]  # fmt: skip
-    assert msgpack.unpackb(rec[77:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
+    assert msgpack.unpackb(rec[79:]) == {"o": {"b": {"l": 20, "e": clock.now_ms + 3_600_000}}}
 
 
 def test_a_hold_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
@@ -180,9 +183,9 @@ def test_a_hold_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
     meter.reserve("a", "jobs", ttl=90)
     path = meter._keys.path("a")
     rec, (held, order) = client.get(path.keys[0]), meter._keys.holds(path, 1)
-    tail = 20 + 46 + 7
-    assert rec[1] == 2 + 8
-    assert int.from_bytes(rec[66:73], "little") == 3
+    tail = 20 + 48 + 7
+    assert rec[1] == 2 + 8 + 64
+    assert int.from_bytes(rec[68:75], "little") == 3
     assert int.from_bytes(rec[tail : tail + 6], "little") == clock.now_ms + 60_000
     assert msgpack.unpackb(rec[tail + 6 :]) == {"o": {"jobs": {"l": 7}}}
     start = clock.now_ms - 7000
@@ -207,7 +210,7 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
     path = meter._keys.path("a")
     rec, (held, _) = client.get(path.keys[0]), meter._keys.holds(path, 1)
     assert rec[1] == 8 + 16 + 32 + 128
-    at = 20 + 46 + 7
+    at = 20 + 48 + 7
 
     def pool(at: int) -> list[int]:
         return [
@@ -218,7 +221,7 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
     assert pool(20) == [3, 40, 0, 0]
     assert rec[at] == 1
     assert pool(at + 1) == [0, 2, 0, 0]
-    at += 47
+    at += 49
     assert int.from_bytes(rec[at : at + 6], "little") == clock.now_ms + 60_000
     at += 6
     assert rec[at] == 2
@@ -253,3 +256,37 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
 def test_the_limits_of_numbers(number: str) -> None:
     assert number in TEXT
     assert number in (lua_root() / "lib" / "base.lua").read_text(encoding="utf-8")
+
+
+def test_what_is_told_reads_as_the_map_says(make: Make, client: redis.Redis) -> None:
+    clock = ManualClock()
+    pool = Pool("c", 100, "1h", warn_below=(5,), overage=9, bill="use")
+    meter = make([Plan("p", includes=[pool], default=True)], clock=clock)
+    meter.consume("a/b", "c", 7)
+    meter.harvest()
+    path, start = meter._keys.path("a"), clock.now_ms
+    clock.advance(minutes=2)
+    meter.report("a/b", "c", 90)
+    clock.advance(hours=1)
+    meter.harvest()
+    shared = meter._keys.shared(path)
+    events = [msgpack.unpackb(row[b"e"]) for _, row in client.xrange(shared.events)]
+    end, late = start + 3_600_000, start + 120_000
+    assert events == [
+        ["warn", "a", "c", "p", 100, 97, 3, start, end, late, "0.8"],
+        ["warn", "a", "c", "p", 100, 97, 3, start, end, late, "5"],
+        ["closed", "a", "c", "p", 100, 97, 3, start, end, clock.now_ms],
+    ]
+    entries = client.xrange(shared.outbox)
+    birth = entries[0][0].decode()
+    assert [msgpack.unpackb(row[b"o"]) for _, row in entries] == [
+        ["a", "c", 7, 1, "", start, end, start, "use"],
+        ["a", "c", 90, 2, birth, start, end, clock.now_ms, "use"],
+    ]
+    rec = client.get(path.keys[0])
+    assert rec[1] == 1 + 32
+    assert msgpack.unpackb(rec[68:]) == {"b": {"i": birth, "p": {"c": [0, 2, 0]}}}
+    assert not client.exists(shared.due)
+    meter.consume("a/b", "c", 3)
+    assert client.get(path.keys[0])[1] == 1 + 32 + 64
+    assert client.zrange(shared.due, 0, -1, withscores=True) == [(b"a", clock.now_ms)]
