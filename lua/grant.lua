@@ -54,6 +54,8 @@ local function grant(keys, args)
     return status
   end
   assign.plan_pools(level, now)
-  assign.rearm(level, name, now)
+  if starts <= now then
+    pool.rearm(level, name, now)
+  end
   return assign.commit(keys, now, args[1], args[10], GRANTED_CREDITS, grants.row(g))
 end

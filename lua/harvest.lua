@@ -41,7 +41,7 @@ local function harvest(keys, args)
   local shared = #keys - 3
   for i = 1, n do
     local own, at = { keys[i] }, pairs_at[i]
-    local extra = { p = given.p, m = given.m, h = at and { 1 }, e = 1, behind = at and 5 or 3 }
+    local extra = { p = given.p, m = given.m, c = given.c, h = at and { 1 }, e = 1, behind = at and 5 or 3 }
     own[2], own[3] = at and keys[at], at and keys[at + 1]
     for j = 1, 3 do
       own[(at and 3 or 1) + j] = keys[shared + j]

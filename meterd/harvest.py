@@ -144,7 +144,7 @@ class Harvest:
                     policy = yield from self._store.policy(name)
                     needs.policies[name] = policy.blob
                 continue
-            if reply[0] == wire.STALE:
+            if reply[0] in (wire.STALE, wire.DUE):
                 left += subjects  # there was only one
                 break
             if reply[0] == wire.HOLDS:

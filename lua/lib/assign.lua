@@ -85,16 +85,6 @@ function assign.plan_pools(level, now)
   record.convert(level, level.parsed, level.var and level.var.o, level.rev, now)
 end
 
--- There is more to spend of a pool than before: what it said may be said again.
-function assign.rearm(level, name, now)
-  local L, s = level.parsed.names[name], new_hand()
-  L = level.effective and level.effective[L.index] or L
-  grants.arm(level, L, now, s)
-  L:load(level.rec, now, s)
-  event.rearm(L, s)
-  level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
-end
-
 -- When a change is to come: nil now, an instant in ms, or "period_end".
 function assign.when(text)
   return text == "period_end" and text or assign.instant(text, "when")
@@ -168,7 +158,8 @@ function assign.adjust(level, name, used, now)
     hold.close(level, L, s.ended)
   end
   L:adjust(used, now, s)
-  if L.kind == POOL and L.indexed and used > 0 and (not has(level.flags, LISTED) or s.opened) then
+  local late = not has(level.flags, LISTED) or s.opened
+  if L.kind == POOL and used > 0 and late and ledger.follows(level, L) then
     bill.news(level).list = true
   end
   local rec = level.rec

@@ -153,6 +153,7 @@ function change.adapt(L, before, s, now, reset, anchor)
     else
       before:close(now, from, s)
     end
+    s.marks = 0
   end
   before:convert(L, now, s)
   if anchor and L.mode == 0 then

@@ -50,7 +50,7 @@ function charge.plainly(count, names, amount_count, now)
       local shape = policy.shape(parsed, names)
       if level.effective or level.grants or not shape.simple or shape.names ~= amount_count then
         return nil
-      elseif shape.indexed and not has(level.flags, LISTED) then
+      elseif (shape.indexed or level.var and level.var.p) and not has(level.flags, LISTED) then
         return nil
       end
       whole = whole or shape.whole
@@ -227,7 +227,8 @@ local function tell(level, shape, k)
           events[#events + 1] = row
         end
       end
-      if s.charged and L.indexed and (not has(level.flags, LISTED) or s.opened and not level.parsed.billed) then
+      local late = not has(level.flags, LISTED) or s.opened and not level.parsed.billed
+      if s.charged and late and ledger.follows(level, L) then
         bill.news(level).list = true
       end
     end

@@ -5,8 +5,8 @@
 local crop = {}
 local no_slices = {}
 
--- Takes in what is new of every pool. Returns the first end of a period that has something to settle, and the first
--- of all (huge: none).
+-- Takes in what is new of every pool. Returns when a period ends first that has something to settle, and when any does
+-- (huge: none).
 local function take_in(level, now)
   local first, any, s = huge, huge, new_hand()
   for i, plain in ipairs(level.parsed.limits) do
@@ -19,11 +19,15 @@ local function take_in(level, now)
         level.moved = true
       end
       local owing = L.bill > 0 and bill.harvest(level, L, s, hold.taken(level, L.name, s.start))
-      if s.fin > 0 and s.fin < NEVER then
-        any = min(any, s.fin)
-        if owing or s.used + s.drawn + s.over > 0 then
-          first = min(first, s.fin)
-        end
+      local fin = L.implied and grants.last(level, L.name) or s.fin
+      if fin <= now then -- of such a grant something is held
+        fin = fin > 0 and level.holds and level.holds.due or huge
+      elseif fin == NEVER then
+        fin = huge
+      end
+      any = min(any, fin)
+      if owing or s.used + s.drawn + s.over > 0 then
+        first = min(first, fin, ledger.change(level))
       end
     end
   end

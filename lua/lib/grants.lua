@@ -241,22 +241,52 @@ function grants.behind(level, at)
   return at, digest
 end
 
--- Lets go of what is over and of what has nothing to give or get any more. Returns whether there was any.
+-- When the first grant is over that has something to let go of, or can leave; and when the first begins after `since`.
+function grants.next(level, since)
+  local over, begins = NEVER, NEVER
+  for _, g in ipairs(level.grants or {}) do
+    if g.held == 0 or g.left > 0 then
+      over = min(over, g.expires)
+    end
+    if g.starts > since and not g.voided then
+      begins = min(begins, g.starts)
+    end
+  end
+  return over, begins
+end
+
+-- When the last grant of a pool is over.
+function grants.last(level, name)
+  local last = 0
+  for _, g in ipairs(level.grants or {}) do
+    last = g.pool == name and max(last, g.expires) or last
+  end
+  return last
+end
+
+-- Names of the pools of which grants begin at that instant.
+function grants.beginning(level, at)
+  local names = {}
+  for _, g in ipairs(level.grants) do
+    if g.starts == at and not g.voided then
+      names[g.pool] = true
+    end
+  end
+  return names
+end
+
+-- Lets go of what is over by then, unless something of it is held.
 function grants.sweep(level, now)
-  local kept, swept = {}, false
+  local kept = {}
   for _, g in ipairs(level.grants) do
     if g.expires <= now then
-      swept = swept or g.held == 0 or g.left > 0
       g.left, g.lost = 0, g.lost + g.left
     end
     if g.held > 0 or g.expires > now then
       kept[#kept + 1] = g
     end
   end
-  if swept then
-    level.grants = kept[1] and kept or nil
-  end
-  return swept
+  level.grants = kept[1] and kept or nil
 end
 
 -- Where the next charge of a pool goes, by the state that is about to be stored: see the top.

@@ -177,6 +177,9 @@ function hold.give_back(level, entry, kept, now, s)
     if part.sources then
       own, drawn = grants.settle(level, part.sources, c - keep - min(c - keep, part.over), true, now)
       changed = true
+      if L and L.implied and grants.last(level, L.name) <= now then
+        bill.news(level).list = true -- nothing holds the pool any more
+      end
     end
     local same = L and L.kind == part.kind and hold.generation(level, part.name) == part.gen
     if same then

@@ -4,17 +4,33 @@
 
 local ledger = {}
 
+-- When the first change of plans comes that waits (huge: none does): it may end periods.
+function ledger.change(level)
+  local first = huge
+  for _, waiting in pairs(level.var and level.var.p or {}) do
+    first = min(first, waiting.a)
+  end
+  return first
+end
+
+-- Whether harvest has to look at a pool with use: its period ends at some time.
+function ledger.follows(level, L)
+  return L.indexed or level.var and level.var.p ~= nil
+end
+
 -- By when harvest has to look at a record with these states: at once (0) where a pool may be billed, else at the
--- first end of a period (huge: there is none).
-function ledger.due(parsed, rec)
+-- first end of a period, be it that a change of plans comes or that the last grant of a pool is over (huge: there is
+-- none).
+function ledger.due(level, parsed, rec)
   if parsed.billed then
     return 0
   end
-  local first = huge
+  local first = ledger.change(level)
   for _, L in ipairs(parsed.limits) do
-    if L.kind == POOL and L.unit > 0 then
+    if L.kind == POOL and L.indexed then
       local _, fin = sunpack("<I6I6", rec, L.offset)
-      if fin > 0 then
+      fin = L.implied and grants.last(level, L.name) or fin
+      if fin > 0 and fin < NEVER then
         first = min(first, fin)
       end
     end
@@ -52,14 +68,14 @@ end
 -- instant, or not at all, has to go into it again if there is use.
 function ledger.relist(level, due)
   if has(level.flags, LISTED) then
-    if ledger.due(level.parsed, level.rec) >= due then
+    if ledger.due(level, level.parsed, level.rec) >= due then
       return
     end
     level.flags = level.flags - LISTED
     level.rec = sub(level.rec, 1, 1) .. char(level.flags) .. sub(level.rec, 3)
   end
   for _, L in ipairs(level.parsed.limits) do
-    if L.kind == POOL and L.indexed then
+    if L.kind == POOL and ledger.follows(level, L) then
       local used, drawn, over = sunpack("<I7I7I7", level.rec, L.offset + 18)
       if used + drawn + over > 0 then
         bill.news(level).list = true

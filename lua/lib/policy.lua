@@ -357,7 +357,7 @@ function policy.implying(parsed, names)
   for i, name in ipairs(names) do
     assert(type(name) == "string" and #name <= 64 and find(name, "^[%w_.-]+$"))
     local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, {} }, {}, at)
-    L.implied = true
+    L.implied, L.indexed = true, true
     at = at + L.size
     limits[L.index], by_name[name] = L, L
   end

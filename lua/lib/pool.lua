@@ -238,9 +238,26 @@ function pool.convert(old, L, now, s)
       end
     end
   end
-  local fits = measure(L, s)
+  return measure(L, s)
+end
+
+-- The marks of a state that has gone over to another definition.
+function pool.remark(old, L, s)
+  measure(L, s)
   event.convert(old, L, s)
-  return fits
+end
+
+-- There is more to spend of a record's pool than before: what it said may be said again. `now`: an instant to which
+-- the record has been brought.
+function pool.rearm(level, name, now)
+  local L, s = level.parsed.names[name], new_hand()
+  if L.kind == POOL then
+    L = level.effective and level.effective[L.index] or L
+    grants.arm(level, L, now, s)
+    L:load(level.rec, now, s)
+    event.rearm(L, s)
+    level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
+  end
 end
 
 -- Closes the period at `now` as its end would have, and opens one from now.

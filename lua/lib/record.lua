@@ -106,6 +106,16 @@ function record.fresh(level, parsed, rev, now, flags, anchors)
   record.rebuild(level, rev, now, state)
 end
 
+-- A limit of a policy as it is in force under an override, or a share of this period; either may be nil.
+local function in_force(L, fields, share)
+  if share and not (fields and fields.l) then
+    local shared = policy.overridden(L, { l = change.shared(L.limit, share), v = fields and fields.v })
+    shared.renewed = L.limit
+    return shared
+  end
+  return fields and policy.overridden(L, fields) or L
+end
+
 -- Which limits differ from the policy's, {index = limit}, or nil: by an override, or for this period only.
 local function effective_limits(parsed, overrides, shares)
   local changed
@@ -113,16 +123,13 @@ local function effective_limits(parsed, overrides, shares)
     local L = parsed.names[name]
     if L and L.kind < FLAG and not L.implied then
       changed = changed or {}
-      changed[L.index] = policy.overridden(L, fields)
+      changed[L.index] = in_force(L, fields)
     end
   end
   for name, share in pairs(shares or {}) do
-    local L, fields = parsed.names[name], overrides and overrides[name]
-    if not (fields and fields.l) then
-      changed = changed or {}
-      changed[L.index] = policy.overridden(L, { l = change.shared(L.limit, share), v = fields and fields.v })
-      changed[L.index].renewed = L.limit
-    end
+    local L = parsed.names[name]
+    changed = changed or {}
+    changed[L.index] = in_force(L, overrides and overrides[name], share)
   end
   return changed
 end
@@ -159,7 +166,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
   parsed = implied.pools(level, parsed)
   local effective, begun = effective_limits(parsed, overrides), {}
   local shares, shared = level.var and level.var.r, nil
-  local listed = has(level.flags, LISTED) and ledger.due(from, rec)
+  local listed = has(level.flags, LISTED) and ledger.due(level, from, rec)
   for i, before in ipairs(from.limits) do
     local L = parsed.names[before.name]
     if before.kind < FLAG and not (L and L.kind == before.kind) then
@@ -174,6 +181,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
     if before and old_effective and old_effective[before.index] then
       before = old_effective[before.index]
     end
+    grants.arm(level, L, now, s)
     if before and before.kind == L.kind then
       before:load(rec, now, s)
       local ended = L.kind == POOL and s.ended
@@ -189,15 +197,16 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
       end
       if L.kind == POOL then
         ledger.move(level, before, L, s, ended)
-      end
-      local planned = not (begun[L.name] or before.implied or L.implied)
-      if L.kind == POOL and (shares or how == "prorate") and planned then
-        local was, is = from.names[L.name].limit, parsed.names[L.name].limit
-        local share = change.share(was, is, shares and shares[L.name], how, group, s, now)
+        local share
+        if (shares or how == "prorate") and not (begun[L.name] or before.implied or L.implied) then
+          local was, is = from.names[L.name].limit, parsed.names[L.name].limit
+          share = change.share(was, is, shares and shares[L.name], how, group, s, now)
+        end
         if share then
           shared = shared or {}
-          shared[L.name] = share
+          shared[L.name], L = share, in_force(parsed.names[L.name], overrides and overrides[L.name], share)
         end
+        pool.remark(before, L, s)
       end
     else
       L:fresh(now, anchors and anchors[L.name] or now, s)
@@ -240,11 +249,13 @@ end
 
 -- Lets a change of a group wait (nil: none does any more), in the place of the one that did.
 function record.wait(level, group, waiting, now)
+  local listed = waiting and has(level.flags, LISTED) and ledger.due(level, level.parsed, level.rec) or huge
   local waits = record.with(level.var and level.var.p, group, waiting)
   level.var = record.with(level.var, "p", waits)
   if waiting then
     level.flags = level.flags - level.flags % LISTED
     rewrite(level, now)
+    ledger.relist(level, listed)
     level.moved = true
   end
 end
@@ -270,40 +281,47 @@ local function end_override(level, ended, at)
   level.moved, level.settled = moved, true
 end
 
--- Lets go of grants that are over by then, and of pools that were there for them alone.
-local function sweep(level, at, seen)
-  if level.grants and grants.sweep(level, at) then
-    local moved = level.moved
-    record.convert(level, level.parsed, level.var and level.var.o, level.rev, max(at, seen))
-    level.moved, level.settled = moved, true
-  end
+-- Lays the record out anew where something of its grants has come by itself.
+local function regrant(level, at)
+  local moved = level.moved
+  record.convert(level, level.parsed, level.var and level.var.o, level.rev, at)
+  level.moved, level.settled = moved, true
 end
 
 -- Does one by one, each at its own instant, what comes by itself: overrides and limits of one period end, changes
--- of plans come, holds end; at one instant in this order.
+-- of plans come, grants end and begin, holds end; at one instant in this order.
 local function catch_up(level, rev, seen, now)
-  local given, steps, step = false, level.steps or {}, 1
+  local given, steps, step, last, begun = false, level.steps or {}, 1, seen, seen
   while true do
     local due = level.holds and level.holds.due or NEVER
     local name, ends = ended_override(level, now)
     local lapse, coming = change.lapse(level.var, now), steps[step]
-    local at = min(ends or NEVER, lapse, coming and coming.at or NEVER, due)
+    local over, begins = grants.next(level, begun)
+    local at = min(ends or NEVER, lapse, coming and coming.at or NEVER, over, begins, due)
     if at > now then
       break
     end
-    sweep(level, at - 1, seen)
+    last = max(at, last) -- a grant that was over may have had something with a hold until now
     if at == ends then
-      end_override(level, name, max(at, seen))
+      end_override(level, name, last)
     elseif at == lapse then
-      end_override(level, nil, max(at, seen))
+      end_override(level, nil, last)
     elseif coming and at == coming.at then
       local waiting = coming.waiting
       record.wait(level, coming.group, nil)
-      record.change(level, coming.to, rev, max(at, seen), coming.group, waiting.c, waiting.n, coming.pools)
+      record.change(level, coming.to, rev, last, coming.group, waiting.c, waiting.n, coming.pools)
       step = step + 1
+    elseif at == over then
+      grants.sweep(level, last)
+      regrant(level, last)
+    elseif at == begins then
+      regrant(level, last)
+      for pool_name in pairs(grants.beginning(level, at)) do
+        pool.rearm(level, pool_name, last)
+      end
+      begun = at
     else
-      sweep(level, at, seen)
-      hold.expire(level, max(due, seen), now)
+      hold.expire(level, last, now)
       given = true
     end
   end
@@ -340,7 +358,6 @@ function record.read_variable(level, rev, seen, now)
     record.unpack_variable(level)
   end
   catch_up(level, rev, seen, now)
-  sweep(level, now, seen)
 end
 
 -- Takes a record in hand as it was written, and brings it nowhere. Returns whether its policy is at hand.

@@ -66,11 +66,11 @@ end
 local function enter(level, slice, now)
   local news = level.news
   if news.list then
-    local at = ledger.due(level.parsed, sliced(level, slice))
+    local at = ledger.due(level, level.parsed, sliced(level, slice))
     if at < huge then
       partition.list(level.key, max(at, now))
-      store.mark_listed(level, true)
     end
+    store.mark_listed(level, true)
   end
   if news.books then
     news.books.i = partition.bill(level, news.entries, news.books.i, now)

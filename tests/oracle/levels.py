@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,21 +171,23 @@ class Levels:
             record.first_sight = first_sight
         self.records.setdefault(path[0], {})[path] = record
 
-    def harvest(self, now: int) -> None:
-        """What is new of every record is told."""
+    def harvest(self, now: int, seen: Collection[Path]) -> None:
+        """What is new of every record is told. Changes that are due come to those in `seen` too."""
         for level in list(self.records.values()):
             for path, stored in list(level.items()):
                 at = max(now, stored.seen)
                 record = self.settled(path, stored, at)
-                if record.pending != stored.pending:
-                    record = self.view(path, None, at).record
-                    assert record is not None
+                came = record.pending != stored.pending
+                if came:
+                    brought = self.view(path, None, at).record
+                    assert brought is not None
+                    record = brought
                 record = records.copy_of(record)
                 records.bring_pools(record, at)
                 for name, spec in record.specs.items():
                     if isinstance(spec, PoolSpec):
                         telling.harvest(record, spec, record.states[name])
-                if record.told:
+                if record.told or (came and path in seen):
                     self.store(path, record, at)
 
     def forget(self, path: Path, now: int) -> None:

@@ -6,7 +6,7 @@ that raises or refuses has changed nothing. All instants are integer millisecond
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -336,9 +336,12 @@ class Oracle(Granting):
         self.levels.store(path, record, now, first_sight=False)
         return shown(Hit(view, spec, state, 0), state, now, 0, True, None)
 
-    def harvest(self, *, now_ms: int | None = None) -> None:
-        """What is billed and new is told, and periods that are over."""
-        self.levels.harvest(self.clock_ms if now_ms is None else now_ms)
+    def harvest(self, *, seen: Collection[Path] = (), now_ms: int | None = None) -> None:
+        """What is billed and new is told, and periods that are over. `seen`: who is looked at.
+
+        Nobody else has anything to tell; but these are brought to changes of plans too.
+        """
+        self.levels.harvest(self.clock_ms if now_ms is None else now_ms, seen)
 
     def forget(self, subject: Subject, *, now_ms: int | None = None) -> None:
         """Everything at and below; with the root, its operation ids and ended holds too."""

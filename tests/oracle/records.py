@@ -155,11 +155,12 @@ def settled(record: Record, now: int, change: Callable[[Record, str, int], Recor
     """The record after all that came by itself, each at its own instant.
 
     In the order of time; at one instant overrides end first, then shares, then changes of plans
-    come by the names of their groups, then grants end, then holds by the bytes of their ids.
+    come by the names of their groups, then grants end, then grants begin, then holds end by the
+    bytes of their ids.
     `change(record, group, at)`: the record after the change that waits in that group.
     """
-    copied, last = False, record.seen
-    while (nearest := next_event(record)) is not None and nearest[0] <= now:
+    copied, last, begun = False, record.seen, record.seen
+    while (nearest := next_event(record, begun)) is not None and nearest[0] <= now:
         record, copied = record if copied else copy_of(record), True
         at, kind, _, key = nearest
         last = at = max(at, last)  # a grant that was dead may have had something with a hold
@@ -171,13 +172,19 @@ def settled(record: Record, now: int, change: Callable[[Record, str, int], Recor
             record = change(record, key, at)
         elif kind == 3:
             end_grants(record, at)
+        elif kind == 4:
+            begin_grants(record, at)
+            begun = at
         else:
             end_hold(record, key, record.holds[key].tallied, at)
     return record
 
 
-def next_event(record: Record) -> tuple[int, int, bytes, str] | None:
-    """What comes by itself next: when, the kind, and what of that kind."""
+def next_event(record: Record, begun: int) -> tuple[int, int, bytes, str] | None:
+    """What comes by itself next: when, the kind, and what of that kind.
+
+    `begun`: grants that started by then have.
+    """
     events = [
         (override.expires, 0, name.encode(), name)
         for name, override in record.overrides.items()
@@ -191,7 +198,12 @@ def next_event(record: Record) -> tuple[int, int, bytes, str] | None:
         if grant.expires is not None and (grant.left or not grant.held)
     ]
     events += [
-        (hold.expires, 4, hold_id.encode(), hold_id) for hold_id, hold in record.holds.items()
+        (grant.starts, 4, b"", "")
+        for grant in record.grants.values()
+        if grant.starts > begun and not grant.void
+    ]
+    events += [
+        (hold.expires, 5, hold_id.encode(), hold_id) for hold_id, hold in record.holds.items()
     ]
     return min(events, default=None)
 
@@ -234,9 +246,19 @@ def add_grant(record: Record, grant: Grant, now: int) -> None:
         record.states[grant.name] = record.specs[grant.name].fresh(now, now)
 
 
+def begin_grants(record: Record, at: int) -> None:
+    """There is more to spend from that instant on."""
+    bring_pools(record, at)
+    for grant in list(record.grants.values()):
+        if grant.starts == at and not grant.void:
+            rearm(record, grant.name, at)
+
+
 def rearm(record: Record, name: str, now: int) -> None:
-    """A grant of the pool has become live."""
-    record.put(name, record.specs[name].rearmed(record.state(name, now), now))
+    """A grant of the name has become live."""
+    spec = record.specs[name]
+    if isinstance(spec, PoolSpec):
+        record.put(name, spec.rearmed(record.state(name, now), now))
 
 
 def bring_pools(record: Record, at: int) -> None:

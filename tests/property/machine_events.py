@@ -55,10 +55,19 @@ class EventSteps:
         self.clock.now_ms = self.latest = max([self.clock.now_ms, *seen])
         self.log.append(f"@{self.clock.now_ms} harvest")
         before = len(self.oracle.levels.journal.entries)
-        self.oracle.harvest(now_ms=self.clock.now_ms)
+        self.oracle.harvest(seen=self.due(), now_ms=self.clock.now_ms)
         made = self.meter.harvest()
         expected = len(self.oracle.levels.journal.entries) - before
         assert made == expected, f"harvested {made}, expected {expected}\n{self.story()}"
+
+    def due(self) -> set[tuple[str, ...]]:
+        """The subjects at which the harvest is going to look."""
+        keys = [self.meter._keys.shared(self.path(root)).due for root in ROOTS]
+        until = b"%d" % self.clock.now_ms
+        commands = [(b"ZRANGEBYSCORE", key, b"-inf", until) for key in keys]
+        flow = self.meter._session.plain(None, *commands)
+        found = self.meter._call("due", "a", flow)
+        return {path_of(subject.decode()) for subjects in found for subject in subjects}
 
     def listen(self) -> None:
         """Compares what has been told since the last time."""
