@@ -69,7 +69,7 @@ def test_every_kind_of_key() -> None:
         kept = re.sub(r"(?<=:[slomhxek]:).*", "", shape)
         found = [re.sub(r"(?<=:[slomhxek]:).*", "", s) for s in shapes]
         assert found.count(kept) == (3 if kept.endswith(":k:") else 1), shape
-    assert len(shapes) == 14
+    assert len(shapes) == 17
 
 
 def test_every_status_and_code() -> None:
@@ -238,7 +238,7 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
     ]
     # The first pool goes on with its allowance until the second grant starts; of the other one
     # place 3 comes next.
-    assert digests == [(1, 0, start + 60_000, 0, 0), (3, 3, 2**48 - 1, 3, 0)]
+    assert digests == [(129, 0, start + 60_000, 0, 0), (131, 3, 2**48 - 1, 3, 0)]
     assert msgpack.unpackb(rec[at + 45 :]) == {
         "k": [
             ["early", "c", 40, 0, 30, 0, start, start + 3_600_000, 10, 1, "", 0],
@@ -248,7 +248,7 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
         "i": ["d"],
     }
     parts = msgpack.unpackb(client.hget(held, hold.id))[4]
-    assert parts[0] == ["c", 1, 0, start, 0, [0, 1], ["early", 30, "", 3]]
+    assert parts[0] == ["c", 1, 0, start, 0, [0, 1], [0, 0], ["early", 30, "", 3]]
     assert len(parts[1]) == 6
 
 

@@ -190,20 +190,20 @@ def grant(meter: Meter, subject: tuple[str, ...]) -> None:
     """Every verb about grants, and those that charge and hold where some are live."""
     for name, fields in (
         ("credits", {"priority": 10}),
-        ("credits", {"expires": "30d", "source": "order 1/ü", "op": f"g{len(subject)}"}),
-        ("unplanned", {"starts": "1h", "priority": 90, "op": f"p{len(subject)}"}),
+        ("credits", {"expires": "30d", "source": "order 1/ü", "op": f"k{len(subject)}"}),
+        ("unplanned", {"starts": "1h", "priority": 90, "op": f"l{len(subject)}"}),
     ):
         for _ in range(2):
             meter.grant(subject, name, 20, **fields)
     with contextlib.suppress(MeterdError):
-        meter.grant(subject, "unplanned", 9, op=f"g{len(subject)}")  # taken
+        meter.grant(subject, "unplanned", 9, op=f"k{len(subject)}")  # taken
     for verb in (meter.check, meter.consume, meter.report, meter.refund):
         verb(subject, {"credits": 5, "unplanned": 0})
     meter.usage(subject)
     held = meter.reserve(subject, "credits", 30)
-    meter.void(subject, f"g{len(subject)}")
+    meter.void(subject, f"k{len(subject)}")
     held.release()
-    for name in (f"p{len(subject)}", "never was"):
+    for name in (f"l{len(subject)}", "never was"):
         with contextlib.suppress(MeterdError):
             meter.void(subject, name)
 
@@ -226,8 +226,8 @@ def expire(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) ->
         lambda: meter.override(subject, "credits", limit=900),
         lambda: meter.adjust(subject, "credits", used=40),
         lambda: meter.grant(subject, "credits", 30),
-        lambda: meter.grant(subject, "unplanned", 3, expires="1h", op=f"z{len(subject)}"),
-        lambda: meter.void(subject, f"z{len(subject)}"),
+        lambda: meter.grant(subject, "unplanned", 3, expires="1h", op=f"v{len(subject)}"),
+        lambda: meter.void(subject, f"v{len(subject)}"),
     ):
         for _ in range(2):
             assert meter.reserve(subject, {"jobs": 1, "api": 1}, ttl=0.001)
@@ -243,7 +243,7 @@ def come(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> N
     for verb in (
         lambda: meter.check(subject, "credits"),
         lambda: meter.consume(subject, "api"),
-        lambda: meter.report(subject, "credits", 2, op=f"z{len(subject)}"),
+        lambda: meter.report(subject, "credits", 2, op=f"t{len(subject)}"),
         lambda: meter.refund(subject, "credits"),
         lambda: meter.usage(subject),
         lambda: meter.reserve(subject, "jobs"),
