@@ -1,5 +1,5 @@
 --- forget: remove what is stored of subjects; what is billed and not in the outbox yet goes there first.
--- KEYS  1.. everything to remove: record, meta, holds, operation ids, ends of holds, API keys; at most 256
+-- KEYS  1.. everything to remove: record, meta, holds, operation ids, ends of holds, API keys, top-ups; at most 256
 --       then   with e of ARGV 2: events, outbox and index of the partition; records need them, and their holds
 -- ARGV  1 now, 2 extra: as consume's 1 and 6
 --       3 blind  "1": remove records that cannot be read, or whose policy is lost; else empty

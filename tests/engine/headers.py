@@ -134,7 +134,8 @@ def _keys(entry: str, lines: list[str]) -> tuple[int, int, int, tuple[str, ...]]
         elif many := re.fullmatch(r"1\.\. everything to remove: (.*); at most (\d+)", text):
             least, most = 1, most + int(many[2])
             kinds += ["record", "meta", "hold", "operation id", "end of the hold", "API key"]
-            assert many[1] == "record, meta, holds, operation ids, ends of holds, API keys"
+            kinds += ["top-ups"]
+            assert many[1] == "record, meta, holds, operation ids, ends of holds, API keys, top-ups"
         else:
             single = re.fullmatch(r"1 (record|meta|catalog)", text)
             assert single, f"{entry}: unreadable key {text!r}"

@@ -23,6 +23,7 @@ MARKS = {
     "meta": rb"\}:m:",
     "catalog": rb"\}:catalog",
     "API key": rb"\}:k:",
+    "top-ups": rb"\}:t:",
     "events": rb"\}:events$",
     "outbox": rb"\}:outbox$",
     "index": rb"\}:due$",

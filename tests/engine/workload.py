@@ -270,6 +270,8 @@ def pulse(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> 
     path, one = meter._keys.path(subject), wire.encode_costs("pulse", 1)
     kept = [meter.reserve(subject, "pulse", 3, ttl=ttl) for ttl in (600, 600, 20)]
     assert not meter.consume(subject, "pulse", 10**9)  # the pool is exhausted, for once
+    meter.consume(subject, {"pulse": 1, "side": 1}, op="pulse")
+    meter.grant(subject, "beside", 1, op="pulse of grants")
     meter.harvest()
     for verb in (
         lambda: meter.consume(subject, "side", 5),
@@ -283,6 +285,9 @@ def pulse(meter: Meter, subject: tuple[str, ...], clock: ManualClock | None) -> 
         kept[1].release,
         lambda: meter.override(subject, "pulse", limit=900),
         lambda: meter.adjust(subject, "pulse", used=40),
+        lambda: meter.refund(subject, of="pulse"),
+        lambda: meter.grant(subject, "pulse", 30),
+        lambda: meter.void(subject, "pulse of grants"),
         meter.harvest,
         lambda: meter.subscribe(subject, limits=limits, change="reset"),
         lambda: meter.unsubscribe(subject, "private"),
