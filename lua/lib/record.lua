@@ -157,6 +157,11 @@ function record.drop_generations(level)
   level.var = record.with(level.var, "g", nil)
 end
 
+-- Whether a limit is carried over to L. A pool that was there for grants alone is none that plans include.
+local function goes_on(before, L)
+  return L and L.kind == before.kind and L.implied == before.implied
+end
+
 -- Lays the record out anew: every limit is brought to `now` under its old definition, then carried
 -- over to its new one (matched by name and kind), or made fresh, counting from `anchors` as above.
 -- `adapt(limit, before, hand)` carries over in its own way, and returns true if the limit begins anew. `how`,
@@ -169,7 +174,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
   local listed = has(level.flags, LISTED) and ledger.due(level, from, rec)
   for i, before in ipairs(from.limits) do
     local L = parsed.names[before.name]
-    if before.kind < FLAG and not (L and L.kind == before.kind) then
+    if before.kind < FLAG and not goes_on(before, L) then
       begun[before.name] = true
       if before.kind == POOL then
         ledger.drop(level, old_effective and old_effective[i] or before, now)
@@ -182,7 +187,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
       before = old_effective[before.index]
     end
     grants.arm(level, L, now, s)
-    if before and before.kind == L.kind then
+    if before and goes_on(before, L) then
       before:load(rec, now, s)
       local ended = L.kind == POOL and s.ended
       if L.kind == 3 and (before.per ~= L.per or before.tick ~= L.tick) then
@@ -198,7 +203,7 @@ function record.convert(level, parsed, overrides, rev, now, anchors, adapt, how,
       if L.kind == POOL then
         ledger.move(level, before, L, s, ended)
         local share
-        if (shares or how == "prorate") and not (begun[L.name] or before.implied or L.implied) then
+        if (shares or how == "prorate") and not (begun[L.name] or L.implied) then
           local was, is = from.names[L.name].limit, parsed.names[L.name].limit
           share = change.share(was, is, shares and shares[L.name], how, group, s, now)
         end

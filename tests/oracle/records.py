@@ -310,6 +310,17 @@ def restarts(old: Any, new: Any) -> bool:
     return False
 
 
+def goes_on(record: Record, base: Specs, name: str, spec: Any) -> bool:
+    """Whether a limit of the record is carried over to `spec`.
+
+    A pool that only grants made is none that plans include, nor the other way round.
+    """
+    old = record.specs.get(name)
+    if old is None or spec is None or old.kind != spec.kind:
+        return False
+    return (name in record.base) == (name in base)
+
+
 def converted(
     record: Record,
     *,
@@ -334,20 +345,20 @@ def converted(
     record = copy_of(record)
     bring_pools(record, now)
     for name, old in record.specs.items():
-        if isinstance(old, PoolSpec) and not isinstance(specs.get(name), PoolSpec):
+        if isinstance(old, PoolSpec) and not goes_on(record, base, name, specs.get(name)):
             telling.close(record, old, record.states[name], now)
     states: dict[str, Any] = {}
     incarnations = dict(record.incarnations)
     for name, old in record.specs.items():
         spec = specs.get(name)
         closed = reset and name in own and isinstance(spec, PoolSpec)
-        if spec is None or closed or restarts(old, spec):
+        if closed or not goes_on(record, base, name, spec) or restarts(old, spec):
             incarnations[name] = record.incarnation(name) + 1
     for name, spec in specs.items():
         own_anchor_ms = anchor_ms if name in own else None
         anchor = now if own_anchor_ms is None else own_anchor_ms
         old = record.specs.get(name)
-        if old is None or old.kind != spec.kind:
+        if old is None or not goes_on(record, base, name, spec):
             states[name] = spec.fresh(now, anchor)
             continue
         state = record.own_state(name, now)
@@ -365,7 +376,7 @@ def converted(
                 state = spec.re_anchor(state, own_anchor_ms, now)
             states[name] = state
             before = record.base.get(name)
-            if before is not None and name in base:  # else only grants made it, or will
+            if before is not None:  # else only grants made it
                 share = share_after(
                     before, base[name], record.shares.get(name), state, now, change, group
                 )
@@ -374,7 +385,8 @@ def converted(
     specs = specs_of(base, overrides, record.grants, shares)
     for name, spec in specs.items():
         old = record.specs.get(name)
-        if isinstance(spec, PoolSpec) and isinstance(old, PoolSpec):
+        if isinstance(spec, PoolSpec) and goes_on(record, base, name, spec):
+            assert isinstance(old, PoolSpec)
             state = spec.marked(old, record.endowed(name, states[name]), now)
             states[name] = state._replace(grants=())
             if spec.bill != old.bill:
