@@ -7,9 +7,10 @@ that fails takes no other with it.
 Calls on one subject are sent in their order, in one write, and applied in it. What the server wants
 brought along depends on their records and on what they join, so it asks all of them, or none, to
 come again; a call that joins something else waits for the earlier ones, and one that has to prepare
-something first holds up the later ones of its root. One case is left: a call for which a policy or
-a longer calendar has to be brought, while a later one can do without. Between subjects nothing is
-promised.
+something first holds up the later ones of its root. Two cases are left: a call for which a policy
+or a longer calendar has to be brought, while a later one can do without; and one that has something
+to tell (a threshold, a period that is over), which a later one that has not may overtake. Between
+subjects nothing is promised.
 """
 
 from __future__ import annotations

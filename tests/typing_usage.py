@@ -261,6 +261,8 @@ def sync() -> None:
         meter.set_meta("acme", {"customer": "cus_1", "tags": ["a"]})
         assert_type(meter.meta("acme"), dict[str, Any])
         assert_type(meter.forget("acme"), int)
+        assert_type(meter.harvest(), int)
+        assert_type(meter.harvest(limit=10), int)
         assert_type(meter.subjects("acme"), Iterator[Subject])
         items = [("a", "tokens"), (("a", "b/c"), {"tokens": 5}), ("a", "tokens", 3)]
         assert_type(meter.consume_many(items), list[Decision])
@@ -317,6 +319,7 @@ async def awaited() -> None:
         await meter.set_meta("acme", {"customer": "cus_1"})
         assert_type(await meter.meta("acme"), dict[str, Any])
         assert_type(await meter.forget("acme"), int)
+        assert_type(await meter.harvest(), int)
         found: AsyncIterator[Subject] = meter.subjects()
         async for subject in found:
             assert_type(subject, Subject)
