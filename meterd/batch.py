@@ -6,15 +6,16 @@ that fails takes no other with it.
 
 Calls on one subject are sent in their order, in one write, and applied in it. What the server wants
 brought along depends on their records and on what they join, so it asks all of them, or none, to
-come again; a call that joins something else waits for the earlier ones, and one that has to prepare
-something first holds up the later ones of its root. Two cases are left: a call for which a policy
-or a longer calendar has to be brought, while a later one can do without; and one that has something
-to tell (a threshold, a period that is over), which a later one that has not may overtake. Between
-subjects nothing is promised.
+come again; only the partition's keys it wants just of those that have something to tell, so calls
+that share a root with others name them unasked. A call that joins something else waits for the
+earlier ones, and one that has to prepare something first holds up the later ones of its root. One
+case is left: a call for which a policy or a longer calendar has to be brought, while a later one
+can do without. Between subjects nothing is promised.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from meterd.errors import BatchError, MeterdError, PolicyError
 from meterd.flow import Flow, Send, Step
 from meterd.result import Decision
+from meterd.scripts import READ_ONLY
 from meterd.shapes import Shape, Shapes
 from meterd.timespec import shown
 from meterd.transport import MaybeSent, NotSent
@@ -118,6 +120,7 @@ class Batch:
         self._calls = calls
         self._watch = watch
         self._started = 0.0
+        self._several: set[object] = set()  # roots that more than one call of the piece is about
         self.outcomes: list[Outcome | None] = [None] * len(calls)
 
     def rounds(self) -> Rounds[list[Outcome | None]]:
@@ -146,6 +149,8 @@ class Batch:
 
     def _piece(self, waiting: list[int]) -> Rounds[None]:
         running: dict[int, tuple[Flow[Decision], Step]] = {}
+        roots = Counter([self._calls[at].root() for at in waiting])
+        self._several = {root for root, count in roots.items() if count > 1}
         while waiting or running:
             now = monotonic()
             steps: list[Step] = []
@@ -200,16 +205,18 @@ class Batch:
             if call.make is not None:
                 flow = call.make()
             else:
+                shared = call.verb not in READ_ONLY and call.root() in self._several
                 if call.op is None:
                     shape = self._shapes.find(
-                        call.verb, call.subject, call.costs, call.amount, call.join, now
+                        call.verb, call.subject, call.costs, call.amount, call.join, now, shared
                     )
                     if shape is not None:
                         request = shape.at(operations.now_argument())
                         return shape, Send(request, shape.seconds)
-                flow = self._shapes.flow(
-                    call.verb, call.subject, call.costs, call.amount, call.op, call.join, 0
-                )
+                flow = operations.charge(
+                    call.verb, call.subject, call.costs, call.amount, call.op, call.join, 0,
+                    shared=shared,
+                )  # fmt: skip
             return flow, next(flow)
         except StopIteration as stop:
             self._end(at, stop.value)

@@ -83,11 +83,14 @@ class Operations:
         op: str | bool | None,
         join: str | None,
         wait: Seconds,
+        *,
+        shared: bool = False,
     ) -> Flow[Decision]:
-        """consume, check, report and refund by amount."""
+        """consume, check, report and refund by amount. `shared`: as in `settle`."""
         path = self.keys.path(subject)
         packed = wire.encode_costs(costs, amount)
-        return (yield from self.decide(verb, path, packed, op, wait, Joining(self.store, join)))
+        role = Joining(self.store, join)
+        return (yield from self.decide(verb, path, packed, op, wait, role, shared=shared))
 
     def decide(
         self,
@@ -100,10 +103,11 @@ class Operations:
         *,
         given: Any = NOTHING,
         deadline: float | None = None,
+        shared: bool = False,
     ) -> Flow[Decision]:
         """One charge, repeated after `retry_after` while that stays within `wait` seconds.
 
-        `given`: what came of its first request, which was sent already.
+        `given`: what came of its first request, which was sent already. `shared`: as in `settle`.
         """
         op_id = None if op is None or op is False else new_op() if op is True else wire.check_op(op)
         keys: Sequence[bytes] = path.keys
@@ -134,8 +138,9 @@ class Operations:
                 if deadline is None:
                     deadline = yield from self.store.prepare()
                 reply = yield from self.settle(
-                    verb, path, keys, arguments, role, deadline=deadline, op=op_id, given=given
-                )
+                    verb, path, keys, arguments, role,
+                    deadline=deadline, op=op_id, given=given, shared=shared,
+                )  # fmt: skip
             except Unavailable:
                 fallback = role.degraded(costs) if verb in ("consume", "check") else None
                 if fallback is None:
@@ -174,7 +179,15 @@ class Operations:
         role = shape.role()
         return (
             yield from self.decide(
-                shape.verb, shape.path, shape.costs, None, 0, role, given=given, deadline=deadline
+                shape.verb,
+                shape.path,
+                shape.costs,
+                None,
+                0,
+                role,
+                given=given,
+                deadline=deadline,
+                shared=shape.shared,
             )
         )
 

@@ -109,19 +109,25 @@ class Past:
         amount: int,
         of: str | None,
         op: str | bool | None,
+        *,
+        shared: bool = False,
     ) -> Flow[Decision]:
-        """refund: exactly one of `costs` and `of`."""
+        """refund: exactly one of `costs` and `of`. `shared`: name the partition's keys unasked."""
         if (costs is None) == (of is None):
             raise PolicyError("refund: give costs, or of= an operation id, and not both")
         if costs is not None:
-            return self._operations.charge("refund", subject, costs, amount, op, None, 0)
+            return self._operations.charge(
+                "refund", subject, costs, amount, op, None, 0, shared=shared
+            )
         if amount != 1 or type(amount) is not int:
             raise PolicyError(
                 f"amount: {shown(amount)} beside of=, which gives the whole operation back"
             )
-        return self._whole(subject, wire.check_op(of), op)
+        return self._whole(subject, wire.check_op(of), op, shared)
 
-    def _whole(self, subject: Subject, of: str, op: str | bool | None) -> Flow[Decision]:
+    def _whole(
+        self, subject: Subject, of: str, op: str | bool | None, shared: bool
+    ) -> Flow[Decision]:
         """Gives an operation back, once: later calls are answered as the first was."""
         operations = self._operations
         path = operations.keys.path(subject)
@@ -139,8 +145,9 @@ class Past:
         deadline = yield from operations.store.prepare()
         try:
             reply = yield from operations.settle(
-                "refund_of", path, keys, arguments, role, deadline=deadline, op=op_id, harmless=True
-            )
+                "refund_of", path, keys, arguments, role,
+                deadline=deadline, op=op_id, harmless=True, shared=shared,
+            )  # fmt: skip
         except OutcomeUnknown as error:
             raise OutcomeUnknown(
                 f"refund: sent, but the answer was lost: {error.__cause__}; giving {of!r} back "

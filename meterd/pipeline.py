@@ -118,7 +118,9 @@ class Queue:
             return self._add(Call("refund", subject, costs, amount, op=op))
         refund = self._past.refund
         return self._add(
-            Call("refund", subject, make=lambda: refund(subject, costs, amount, of, op))
+            Call(
+                "refund", subject, make=lambda: refund(subject, costs, amount, of, op, shared=True)
+            )
         )
 
     def _add(self, call: Call) -> Queued:

@@ -32,6 +32,7 @@ V = TypeVar("V")
 _KEPT = 8192  # of each generation; a shape takes about a kilobyte
 _JUDGED = (b"\0\2\0", b"\0\3\0", b"\0\4\0")  # decided: refused, and why
 _ALLOWED = b"\0\0\1"
+_SHARED = wire.extra({}, {}, shared=True)
 
 
 class Memo(Generic[K, V]):
@@ -73,9 +74,14 @@ class Memo(Generic[K, V]):
 
 
 class Shape:
-    """One packed call. `seconds`: how long its first attempt may take; `role()`: a new role."""
+    """One packed call. `seconds`: how long its first attempt may take; `role()`: a new role.
 
-    __slots__ = ("_head", "_tail", "costs", "key", "path", "request", "role", "seconds", "verb")
+    `shared`: it names the partition's keys.
+    """
+
+    __slots__ = (
+        "_head", "_tail", "costs", "key", "path", "request", "role", "seconds", "shared", "verb",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -87,6 +93,7 @@ class Shape:
         seconds: float,
         head: bytes,
         tail: bytes,
+        shared: bool,
     ) -> None:
         self.key = key
         self.verb = verb
@@ -96,6 +103,7 @@ class Shape:
         self.seconds = seconds
         self._head = head
         self._tail = tail
+        self.shared = shared
         self.request = self.at(b"")
 
     def at(self, now: bytes) -> Request:
@@ -142,9 +150,18 @@ class Shapes:
         return self._operations.charge(verb, subject, costs, amount, op, join, wait)
 
     def find(
-        self, verb: str, subject: Any, costs: Any, amount: Any, join: Any, now: float
+        self,
+        verb: str,
+        subject: Any,
+        costs: Any,
+        amount: Any,
+        join: Any,
+        now: float,
+        shared: bool = False,
     ) -> Shape | None:
         """The shape of a call that may go out at once, at the instant `now` of `monotonic`.
+
+        `shared`: one that names the partition's keys unasked.
 
         Equal is not enough for a key: True and 1.0 equal 1, and are no amounts.
         """
@@ -173,7 +190,9 @@ class Shapes:
                     return None
         if amount.__class__ is not int or (join is not None and join.__class__ is not str):
             return None
-        key = (verb, subject, costs, amount, join)
+        key: tuple[Any, ...] = (verb, subject, costs, amount, join)
+        if shared:
+            key = (*key, "shared")
         found = self._memo.young.get(key)
         if found is None:
             found = self._memo.get(key) or self._make(key, given)
@@ -188,12 +207,12 @@ class Shapes:
         self._epoch = self._store.first_sights
 
     def _make(self, key: tuple[Any, ...], given: Any) -> Shape | None:
-        verb, subject, _, amount, join = key
+        verb, subject, _, amount, join = key[:5]
         try:
             path, costs, role = self._parts(subject, given, amount, join)
         except PolicyError:
             return None  # the flow says so
-        return self._pack(key, verb, path, costs, role)
+        return self._pack(key, verb, path, costs, role, len(key) > 5)
 
     def _parts(
         self, subject: Subject, costs: Any, amount: int, join: str | None
@@ -211,6 +230,7 @@ class Shapes:
         path: Path,
         costs: wire.Costs,
         role: Callable[[], Role],
+        shared: bool,
     ) -> Shape | None:
         epoch, store, reads = self._epoch, self._store, verb in READ_ONLY
         like = role()
@@ -219,15 +239,18 @@ class Shapes:
             return None
         if not (first is None or reads or store.keeps(first)):
             return None
+        keys, extra = path.keys, b""
+        if shared:
+            keys, extra = keys + self._operations.keys.shared(path), _SHARED
         head, tail = wire.around_now(
             self._session.function(verb),
-            path.keys,
-            (like.context(), costs.joined, costs.amounts, b"", b""),
+            keys,
+            (like.context(), costs.joined, costs.amounts, b"", extra),
         )
         seconds = self._session.timeout
         if reads and seconds > 0.02:
             seconds /= 2  # the rest is for another try
-        shape = Shape(key, verb, path, costs, role, seconds, head, tail)
+        shape = Shape(key, verb, path, costs, role, seconds, head, tail, shared)
         if epoch is store.first_sights:
             self._memo.put(key, shape)
         return shape

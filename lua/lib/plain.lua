@@ -7,6 +7,7 @@
 -- 0.1 to 0.3 ms. After how many calls that came too late for one everything starts over.
 local MOST_FORMS, ENOUGH_USES, ENOUGH_LATE = 512, 8, 500000
 local NO_BOUND = -NONE
+local SHARED = "\129\161e\1" -- what a call brings along where it only names the partition's keys: {e = 1}
 
 local plain = {}
 -- By 3 * place + what is asked for, by the first 10 bytes of the record (layout, flags, policy), by cost names.
@@ -131,9 +132,12 @@ end
 -- Returns the answer; or nil, the records and the instant of the call as far as they are known by now, and
 -- whether it is certain that the call is not plain.
 function plain.answer(asked, keys, args)
-  if args[6] ~= "" then
+  if args[6] == SHARED then
+    keys = { spread(keys, 1, #keys - 3) } -- the plain case has nothing for the partition
+  elseif args[6] ~= "" then
     return nil
-  elseif #keys ~= 1 or args[5] ~= "" then
+  end
+  if #keys ~= 1 or args[5] ~= "" then
     local once = #keys == 2 and args[5] ~= "" and asked ~= CHECK
     return (once and answer_once or plain.path)(asked, keys, args)
   end

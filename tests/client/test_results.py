@@ -154,6 +154,8 @@ def test_json(meter: AnyMeter, allowed: Decision, refused: Decision) -> None:
         "allowed": True,
         "resets_at": "2025-02-01T00:00:00+00:00",
         "retry_after": None,
+        "drawn": 0,
+        "granted": 0,
     }
     data = json.loads(json.dumps(refused.as_dict()))
     assert (data["code"], data["refused"]) == ("USAGE_EXCEEDED", ["credits"])
