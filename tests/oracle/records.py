@@ -295,8 +295,7 @@ def end_hold(record: Record, hold_id: str, used: Amounts, at: int) -> None:
             if keep < part.charged or not isinstance(spec, PoolSpec):
                 telling.bring(record, name, at)
                 keep = kept(spec, part, used)
-                state = given_back(spec, record.states[name], part, keep, at)
-                record.states[name] = state
+                record.states[name] = given_back(spec, record.states[name], part, keep, at)
         telling.kept(record, name, part, keep)
     del record.holds[hold_id]
 
