@@ -22,6 +22,8 @@ from tests.support import servers
 from tests.support.servers import Cluster, Sentinel, Server
 
 PLAN = Plan("p", includes=[Pool("credits", 10**9, "month"), Flag("x")], default=True)
+# A pool without periods has nothing for the partition: its records need no key but their own.
+LASTING = Plan("p", includes=[Pool("credits", 10**9), Flag("x")], default=True)
 KEYS = Keyspace()
 WORKERS = 6
 
@@ -112,7 +114,7 @@ def moving(cluster: Cluster, root: str) -> Iterator[Server]:
 
 def test_between_two_nodes_the_second_without_our_functions(cluster: Cluster, make: Make) -> None:
     """ASK leads to a node that never heard of us: that is where the library has to go."""
-    meter = make([PLAN], url=cluster.url)
+    meter = make([LASTING], url=cluster.url)
     meter.consume("acme", "credits", 5)
     roots = roots_of_one_slot("acme")
     with moving(cluster, "acme") as target:
@@ -133,6 +135,21 @@ def test_between_two_nodes_the_second_without_our_functions(cluster: Cluster, ma
             assert meter.report("acme", "credits")["credits"].used > 10
     forget_functions(cluster.node_of(slot("acme")))
     assert meter.refund("acme", "credits", 4)["credits"].applied == 4
+
+
+def test_a_first_charge_waits_for_the_keys_of_its_partition(cluster: Cluster, make: Make) -> None:
+    """The record would be new at the second node, the partition's index is still at the first."""
+    meter = make([PLAN], url=cluster.url, timeout=20)
+    roots = roots_of_one_slot("acme")
+    meter.consume("acme", "credits")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(moving(cluster, "acme"))
+        finishing = threading.Timer(0.3, stack.close)
+        finishing.start()
+        decision = meter.consume(next(roots), "credits", 7)
+        finishing.join()
+    assert decision["credits"].used == 7
+    assert meter.usage("acme")["credits"].used == 1
 
 
 def test_a_path_whose_levels_are_on_both_sides_waits(cluster: Cluster, make: Make) -> None:

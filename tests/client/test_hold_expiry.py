@@ -67,13 +67,14 @@ def test_one_more_round_trip_when_something_has_expired(make: Make, clock: Manua
     meter = make(PLANS)
     reserve(meter, "acme", "credits", 7, ttl=10)
     meter.consume("acme", "tokens")
+    meter.consume("acme", "credits", 900)  # it has warned
     sent = requests_of(meter)
-    assert meter.consume("acme", "credits", 993)
+    assert meter.consume("acme", "credits", 90)
     assert len(sent) == 1
     clock.advance(seconds=10)
-    assert meter.consume("acme", "credits", 7)
+    assert meter.consume("acme", "credits", 8)  # 3 were left, and the hold's 7
     assert len(sent) == 3
-    assert not meter.consume("acme", "credits", 1)
+    assert meter.consume("acme", "credits", 1)
     assert len(sent) == 4
 
 

@@ -168,6 +168,7 @@ def test_json(meter: AnyMeter, allowed: Decision, refused: Decision) -> None:
             "subject": "ana",
             "plans": {"base": "free"},
             "overrides": [{"name": "credits", "limit": 70, "expires": "2025-01-01T01:00:00+00:00"}],
+            "grants": [],
             "stored": True,
             "holds": [],
             "open_holds": 0,
