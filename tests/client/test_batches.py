@@ -51,6 +51,12 @@ def writes_of(meter: AnyMeter) -> list[int]:
     return sent
 
 
+def loads_of(client: Any) -> int:
+    """How often a library has been loaded so far."""
+    found = client.info("commandstats").get("cmdstat_function|load", {})
+    return int(found.get("calls", 0))
+
+
 def test_every_form_of_an_item(meter: AnyMeter) -> None:
     decisions = meter.consume_many(
         [
@@ -207,8 +213,11 @@ def test_lost_functions_and_a_flushed_store(make: Make, server: Server) -> None:
     meter.consume_many(items)
     with server.client() as client:
         client.execute_command("FUNCTION", "FLUSH", "SYNC")
+        before = loads_of(client)
     found = meter.consume_many(items)
     assert [d["credits"].used for d in found] == [3] * 30 + [4] * 30
+    with server.client() as client:
+        assert loads_of(client) == before + 1  # it is long: one of the calls brings it for all
 
 
 def test_without_functions(make: Make) -> None:

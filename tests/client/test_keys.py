@@ -180,7 +180,7 @@ def test_a_root_whose_record_went_joins_again(make: Make) -> None:
     key = meter.keys.create("acme", join="more")
     assert meter.keys.verify(key.secret).ratelimits["api"].limit == 500
     path = meter.raw._keys.path("acme")
-    flow = meter.raw._session.call("forget", [path.keys[0]], [], harmless=True)
+    flow = meter.raw._session.plain(path.keys[0], (b"DEL", path.keys[0]))
     meter._settled(meter.raw._run(flow))  # the record alone, as its TTL does
     assert meter.keys.verify(key.secret).ratelimits["api"].limit == 500
 
@@ -193,7 +193,7 @@ def test_a_join_that_was_retired_lets_nobody_in(make: Make) -> None:
     with pytest.raises(PolicyError, match="retired"):
         meter.keys.create("other", join="old")
     path = meter.raw._keys.path("acme")
-    flow = meter.raw._session.call("forget", [path.keys[0]], [], harmless=True)
+    flow = meter.raw._session.plain(path.keys[0], (b"DEL", path.keys[0]))
     meter._settled(meter.raw._run(flow))
     assert meter.keys.verify(key.secret).code is KeyCode.NO_PLAN
 
