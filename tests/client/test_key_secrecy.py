@@ -64,6 +64,7 @@ def everything_stored(server: Server, prefix: str) -> list[bytes]:
             b"set": client.smembers,
             b"hash": client.hgetall,
             b"zset": lambda name: client.zrange(name, 0, -1),
+            b"stream": client.xrange,
         }[kind](key)
         found += [key, repr(value).encode("unicode_escape"), client.dump(key)]
         found += [value] if isinstance(value, bytes) else []

@@ -146,14 +146,42 @@ def test_others_find_out_meanwhile_that_there_are_no_functions() -> None:
         assert b"EVALSHA" in again.request.packed  # type: ignore[union-attr]
 
 
-def test_a_library_refused_while_others_load_it() -> None:
-    session = Session(SCRIPTS, 1.0)
+def missing_side_by_side(session: Session) -> list[Flow[Any]]:
+    """Calls that have all learned that there is no library; the first is loading it."""
     flows = [session.call("consume", [b"k"], [b""]) for _ in range(3)]
     for flow in flows:
         next(flow)
-    for flow in flows:
-        load = flow.send(ResponseError("Function not found"))
-        assert b"LOAD" in load.request.packed  # type: ignore[union-attr]
-    for flow in flows:
-        again = flow.send(NoPermissionError("this user may not run 'function|load'"))
-        assert b"EVALSHA" in again.request.packed  # type: ignore[union-attr]
+    load, *pauses = [flow.send(ResponseError("Function not found")) for flow in flows]
+    assert b"LOAD" in load.request.packed  # type: ignore[union-attr]
+    assert all(isinstance(step, Sleep) for step in pauses)
+    return flows
+
+
+def test_a_library_refused_while_others_wait_for_it() -> None:
+    first, *others = missing_side_by_side(Session(SCRIPTS, 1.0))
+    again = first.send(NoPermissionError("this user may not run 'function|load'"))
+    assert b"EVALSHA" in again.request.packed  # type: ignore[union-attr]
+    for flow in others:
+        assert b"EVALSHA" in flow.send(None).request.packed  # type: ignore[union-attr]
+
+
+def test_a_library_that_another_call_brings() -> None:
+    first, *others = missing_side_by_side(Session(SCRIPTS, 1.0))
+    for flow in others:
+        assert isinstance(flow.send(None), Sleep)
+    for flow, reply in ((first, b"meterd"), *((flow, None) for flow in others)):
+        assert b"FCALL" in flow.send(reply).request.packed  # type: ignore[union-attr]
+
+
+def test_whoever_waited_long_enough_brings_the_library_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that is at it may wait for a node that is gone."""
+    now = 1000.0
+    monkeypatch.setattr("meterd.session.monotonic", lambda: now)
+    flows = missing_side_by_side(Session(SCRIPTS, 1.0))
+    other = flows[1]
+    step: Any = other.send(None)
+    while isinstance(step, Sleep):
+        now += step.seconds
+        step = other.send(None)
+    assert b"LOAD" in step.request.packed
+    assert 1000.25 <= now < 1000.3
