@@ -27,7 +27,7 @@ local function grant(keys, args)
   local name, amount = assign.name(args[3]), assign.whole(args[4], "amount", MAX_AMOUNT)
   local priority = assign.whole(args[7], "priority", 100)
   if amount < 1 or #args[8] > 128 or #args[9] < 1 or #args[9] > 128 then
-    bad("grant: an amount from 1, an id of 1 to 128 bytes, a source of up to 128")
+    bad("an amount from 1, an id of 1 to 128 bytes, a source of up to 128")
   end
   local now, status = assign.read(keys, args[1], args[2], args[11], args[10])
   if not now then
@@ -43,7 +43,7 @@ local function grant(keys, args)
   if not level.parsed then
     return STATUS_UNKNOWN
   elseif L and L.kind ~= POOL then
-    bad("grant: " .. name .. " is no pool")
+    bad(name .. " is no pool")
   end
   local g = {
     id = args[9], pool = name, amount = amount, left = amount, held = 0, lost = 0, starts = min(starts, NEVER),

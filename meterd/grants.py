@@ -54,7 +54,8 @@ class Grants:
         now_ms = int(operations.now_argument() or time.time() * 1000)
         starts_ms = None if starts is None else max(0, instant_ms(starts, now_ms, "starts"))
         expires_ms = None if expires is None else instant_ms(expires, now_ms, "expires")
-        if expires_ms is not None and expires_ms <= max(now_ms, starts_ms or 0):
+        # With `op` it may be the repetition of a grant that has ended: the server knows its answer.
+        if op_id is None and expires_ms is not None and expires_ms <= max(now_ms, starts_ms or 0):
             raise refuse("grant: expires", expires, "an instant after now and after `starts`")
         keys, op_argument = [path.keys[-1]], b""
         if op_id is not None:

@@ -164,16 +164,14 @@ function grants.first(sources, units)
 end
 
 -- Gives `back` units from `sources` (as s.taken), what was taken last first; what is `held` of the rest is consumed.
--- Returns what goes back to the allowance, and what to grants.
+-- Returns what goes back to grants.
 function grants.settle(level, sources, back, held, now)
-  local own, drawn = 0, 0
+  local drawn = 0
   for i = #sources - 1, 1, -2 do
     local id, n = sources[i], sources[i + 1]
     local y = min(back, n)
     back = back - y
-    if id == "" then
-      own = own + y
-    else
+    if id ~= "" then
       drawn = drawn + y
       local g = find_row(level, id)
       if g then
@@ -188,7 +186,7 @@ function grants.settle(level, sources, back, held, now)
       end
     end
   end
-  return own, drawn
+  return drawn
 end
 
 local function as_row(g)

@@ -173,9 +173,9 @@ function hold.give_back(level, entry, kept, now, s)
   for _, part in ipairs(entry.parts) do
     local L = level.parsed.names[part.name]
     local c, keep = hold.units(part, entry.amounts), hold.units(part, kept)
-    local own, drawn
+    local drawn
     if part.sources then
-      own, drawn = grants.settle(level, part.sources, c - keep - min(c - keep, part.over), true, now)
+      drawn = grants.settle(level, part.sources, c - keep - min(c - keep, part.over), true, now)
       changed = true
       if L and L.implied and grants.last(level, L.name) <= now then
         bill.news(level).list = true -- nothing holds the pool any more
@@ -190,7 +190,7 @@ function hold.give_back(level, entry, kept, now, s)
         if L.kind == POOL and s.ended then
           hold.close(level, L, s.ended)
         end
-        L:give_back(part, c, keep, now, s, own, drawn)
+        L:give_back(part, c, keep, now, s, drawn)
         level.rec = sub(rec, 1, L.offset - 1) .. L:pack(s) .. sub(rec, L.offset + L.size)
         changed = true
       end

@@ -144,14 +144,15 @@ function pool.mark(_, _, s)
 end
 
 -- Gives back what a hold does not keep (`keep` of its c units, `over` of which went over) if its period
--- still runs. Where grants were among its sources, `own` and `drawn` are what goes back to the allowance and
--- to them. Returns what came back here: not what went to grants.
-function pool.give_back(L, part, c, keep, _, s, own, drawn)
+-- still runs. Where grants were among its sources, `drawn` is what goes back to them. Returns what came back
+-- here: not what went to grants.
+function pool.give_back(L, part, c, keep, _, s, drawn)
   if s.fin == 0 or s.start ~= part.mark then
     return 0
   end
   local from_over = min(c - keep, part.over, s.over)
-  local from_used = min(own or c - keep - from_over, s.used)
+  -- What others gave back of what had gone over comes out of the allowance instead.
+  local from_used = min(c - keep - from_over - (drawn or 0), s.used)
   s.over, s.used = s.over - from_over, s.used - from_used
   s.drawn = s.drawn - min(drawn or 0, s.drawn)
   measure(L, s)

@@ -45,7 +45,7 @@ local function give_to_grants(level, row, now)
   local back = 0
   for _, part in ipairs(row and row.parts or {}) do
     if part.sources then
-      part.own, part.drawn = grants.settle(level, part.sources, part.units - part.over, false, now)
+      part.drawn = grants.settle(level, part.sources, part.units - part.over, false, now)
       back = back + part.drawn
     end
   end
@@ -60,7 +60,7 @@ local function give_back(L, row, at, now, s)
       part.mark = L:marked(at, row.resets, s)
     end
     if part.mark then
-      back = back + L:give_back(part, part.units, 0, now, s, part.own, part.drawn)
+      back = back + L:give_back(part, part.units, 0, now, s, part.drawn)
     end
   end
   return back

@@ -58,6 +58,8 @@ class Granting(Holding):
             raise PolicyError("expires is not after now and starts")
         record, plans = self.levels.settable(path, now)
         record = self.levels.converted(record, plans, now)
+        if name in record.base and not isinstance(record.base[name], PoolSpec):
+            raise PolicyError(f"{name}: the plans include it, and it is no pool")
         if grant_id in record.grants:
             raise OpConflict(grant_id)
         check_room(record, name, amount, now)
@@ -114,8 +116,6 @@ def check_grant(name: object, amount: Any, priority: Any, source: Any) -> None:
 
 def check_room(record: Record, name: str, amount: int, now: int) -> None:
     """The record can take another grant of so many units of that pool."""
-    if name in record.base and not isinstance(record.base[name], PoolSpec):
-        raise PolicyError(f"{name}: the plans include it, and it is no pool")
     open_ones = [g for g in record.grants.values() if not (g.empty or g.dead(now))]
     if len(open_ones) >= MAX_GRANTS:
         raise PolicyError(f"{len(open_ones)} grants with something left or held")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from meterd import Bucket, Flag, Meter, Plan, Pool, errors
@@ -70,8 +71,6 @@ def random_pool(rng: random.Random, name: str) -> Pool:
 
 
 def rng_datetime(rng: random.Random) -> Any:
-    from datetime import UTC, datetime, timedelta
-
     return datetime(2023, 1, 31, 5, 30, tzinfo=UTC) + timedelta(minutes=rng.randint(0, 10**6))
 
 
@@ -137,10 +136,12 @@ _ERRORS: dict[type[Exception], type[Exception]] = {
 class Machine(GrantSteps, HoldSteps, EventSteps):
     """One store and one model, fed the same calls."""
 
+    draw_plans = staticmethod(random_plans)
+
     def __init__(self, rng: random.Random, make: Callable[[Any, list[Plan]], Meter]) -> None:
         self.rng = rng
         self.clock = ManualClock(START_MS + rng.randint(0, 10**9))
-        plans = random_plans(rng)
+        plans = self.draw_plans(rng)
         self.log: list[str] = [f"plans={plans}"]
         self.oracle = Oracle(plans, start_ms=self.clock.now_ms, expire_first_sight=False)
         self.meter = make(self.clock, plans)
@@ -380,7 +381,7 @@ class Machine(GrantSteps, HoldSteps, EventSteps):
         )
 
     def apply(self) -> None:
-        plans = [plan for plan in random_plans(self.rng) if self.rng.random() < 0.6]
+        plans = [plan for plan in self.draw_plans(self.rng) if self.rng.random() < 0.6]
         self.both(
             f"apply {plans}",
             lambda: self.oracle.apply(plans),

@@ -48,9 +48,9 @@ class GrantSteps:
         amount = rng.choice(GRANT_AMOUNTS)
         options: dict[str, Any] = {"priority": rng.choice(PRIORITIES)}
         if self.timed and rng.random() < 0.6:
-            options["expires"] = now + rng.choice(LASTING_MS)
+            options["expires"] = self.moment(subject, now)
         if self.timed and rng.random() < 0.2:
-            options["starts"] = now + rng.choice((-(10**9), -1, 0, *LASTING_MS[:6]))
+            options["starts"] = rng.choice((now - 10**9, now - 1, now, self.moment(subject, now)))
         if rng.random() < 0.3:
             options["source"] = rng.choice(("stripe", "sign-up", "ü" * 64))
         if rng.random() < 0.5:
@@ -85,9 +85,29 @@ class GrantSteps:
         self.both(f"grant {subject} {name} {amount} {options}", model, engine)
         self.given += [(subject, grant_id) for grant_id in made]
 
+    def moment(self, subject: Any, now: int) -> int:
+        """Some time from now, or when something else ends at that level, or next to it."""
+        rng = self.rng
+        ends = self.coming(subject, now)
+        if ends and rng.random() < 0.4:
+            return rng.choice(ends) + rng.choice((0, 0, 0, -1, 1))
+        return now + rng.choice(LASTING_MS)
+
+    def coming(self, subject: Any, now: int) -> list[int]:
+        """When periods, holds and grants end there, or begin."""
+        usage = self.oracle.usage(subject, now_ms=now)
+        found = [limit.resets_at_ms for limit in usage.limits if limit.kind == "pool"]
+        for holds, grants in zip(usage.holds, usage.grants, strict=True):
+            found += [hold.expires_ms for hold in holds]
+            found += [at for grant in grants for at in (grant.starts_ms, grant.expires_ms)]
+        return sorted({at for at in found if at is not None and at > now})
+
     def void(self, now: int) -> None:
         rng = self.rng
         subject, grant_id = rng.choice(self.given[-12:])
+        if rng.random() < 0.3:
+            booked = self.oracle.usage(subject, now_ms=now).grants[-1]
+            grant_id = rng.choice([grant.id for grant in booked if grant.held] or [grant_id])
         if rng.random() < 0.05:
             subject = OTHER_LEVELS.get(subject, subject)
         if rng.random() < 0.05:

@@ -49,6 +49,7 @@ class HoldSteps:
     both: Callable[[str, Callable[[], Any], Callable[[], Any]], None]
 
     made: list[Made]
+    hold_costs = HOLD_COSTS
 
     @property
     def holding(self) -> bool:
@@ -75,11 +76,12 @@ class HoldSteps:
     def reserve(self, subject: Any, now: int) -> None:
         rng = self.rng
         if rng.random() < 0.5:
-            costs: Any = rng.choice(HOLD_COSTS)
-            amount = rng.choice(HOLD_AMOUNTS)
+            costs: Any = rng.choice(self.hold_costs)
+            amount = self.hold_amount(subject, costs)
             held = {costs: amount}
         else:
-            names = rng.sample(sorted(set(HOLD_COSTS)), rng.randint(1, 4))
+            known = sorted(set(self.hold_costs))
+            names = rng.sample(known, rng.randint(1, min(4, len(known))))
             held = costs = {name: rng.choice(HOLD_AMOUNTS) for name in names}
             amount = 1
         ttl = rng.choice(TTLS_MS)
@@ -108,6 +110,9 @@ class HoldSteps:
         if made.id:
             self.made.append(made)
 
+    def hold_amount(self, subject: Any, name: str) -> int:
+        return self.rng.choice(HOLD_AMOUNTS)
+
     def commit(self, made: Made, subject: Any, now: int) -> None:
         """By the hold that was made here, or as another process would."""
         rng = self.rng
@@ -125,7 +130,7 @@ class HoldSteps:
         rng = self.rng
         names = rng.sample(sorted(made.held), rng.randint(0, len(made.held)))
         if not names or rng.random() < 0.3:
-            names.append(rng.choice((*HOLD_COSTS, "nothing")))
+            names.append(rng.choice((*self.hold_costs, "nothing")))
         return {
             name: rng.choice((0, made.held.get(name, 3), *HOLD_AMOUNTS))
             for name in dict.fromkeys(names)

@@ -18,6 +18,7 @@ from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
+from tests.property.granting import Burning, Granting
 from tests.property.machine import Machine
 from tests.property.variants import Batches, Changing, Remembering
 from tests.support.servers import Server, available, start
@@ -38,6 +39,9 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
     "async batches": (Batches, True),
     "changing": (Changing, False),
     "async changing": (Changing, True),
+    "burning": (Burning, False),
+    "granting": (Granting, False),
+    "async granting": (Granting, True),
     "remembering": (Remembering, False),
     "async remembering": (Remembering, True),
 }

@@ -242,6 +242,17 @@ def test_a_hold_returns_to_each_source_what_was_taken_last() -> None:
         assert figures(model)[:3] == (used, drawn, over)
 
 
+def test_what_others_gave_back_of_over_comes_out_of_the_allowance() -> None:
+    model = oracle(Pool("m", 10, overage=5))
+    give(model, 3, "g")
+    model.consume("a", "m", 10)
+    model.reserve("a", "m", 7, ttl_ms=MINUTE, hold_id="h")  # 3 of the grant, 4 over
+    model.refund("a", "m", 2)
+    assert figures(model) == (15, 3, 2, -2, 0)
+    model.release("a", "h")  # 2 over, 3 of the grant, and 2 that others took of the period
+    assert figures(model) == (8, 0, 0, 5, 3)
+
+
 def test_a_hold_of_a_closed_period_returns_to_grants_alone() -> None:
     model = oracle(Pool("m", 2, "1m", overage=5))
     give(model, 2, "g")
@@ -281,6 +292,7 @@ def test_a_hold_that_ends_with_its_grant_or_just_before() -> None:
         give(model, 3, "g", expires=10)
         model.reserve("a", "m", 3, ttl_ms=ttl, hold_id="h")
         assert pool(model, 9).remaining == (left if ttl == 9 else 0)
+        assert books(model, 10) == {}
         assert figures(model, 10) == (0, 0, 0, 0, 0)
 
 
