@@ -12,8 +12,8 @@ from meterd import Decision, Meter, wire
 from meterd.hold import Hold
 from meterd.testing import ManualClock
 
-SIZES = {0: 7, 1: 46, 2: 11, 3: 16, 4: 16, 5: 0}
-FIRST, VAR, TTL, HOLDS = 1, 2, 4, 8
+SIZES = {0: 7, 1: 48, 2: 11, 3: 16, 4: 16, 5: 0}
+FIRST, VAR, TTL, HOLDS, BOOKS, LISTED = 1, 2, 4, 8, 32, 64
 
 
 class Entry(NamedTuple):
@@ -133,8 +133,8 @@ def read(client: redis.Redis, meter: Meter, record: bytes, held: bytes, order: b
     if flags & HOLDS:
         due = int.from_bytes(rec[at : at + 6], "little")
         at += 6
-    variable = msgpack.unpackb(rec[at:]) if flags & VAR else {}
-    assert flags & VAR or at == len(rec)
+    variable = msgpack.unpackb(rec[at:]) if flags & (VAR | BOOKS) else {}
+    assert flags & (VAR | BOOKS) or at == len(rec)
     return Stored(rec, flags, due, variable, entries, scores)
 
 
