@@ -29,7 +29,7 @@ local function harvest(keys, args)
   end
   local now, values, need, asked = clock(args[1]), call("MGET", spread(keys, 1, n)), "", {}
   for i = 1, n do
-    local fp = values[i] and sub(values[i], 3, 10)
+    local fp = values[i] and #values[i] >= HEADER and sub(values[i], 3, 10)
     if fp and not asked[fp] and not policy.get(fp, given.p) then
       need, asked[fp] = need .. fp, true
     end

@@ -74,7 +74,7 @@ local function unpacked(raw)
     end
     check_numbers(4, { p[2], p[3], p[4], p[5] })
     check_numbers(names, p[6])
-    if p[7] then
+    if p[7] ~= nil then
       check_numbers(2, p[7])
       if p[7][1] > 0 then
         parts[i].bill, parts[i].fin = p[7][1], p[7][2]

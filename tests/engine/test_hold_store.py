@@ -136,9 +136,12 @@ def test_ten_thousand_are_open_at_most(holder: Holder) -> None:
     assert [(s.name, s.applied, s.allowed) for s in decision.limits] == [
         ("credits", 0, True), ("jobs", 0, True),
     ]  # fmt: skip
+    assert holder.stored() == before
     worse = holder.try_reserve({"credits": 10**6}).decision
     assert worse.code == Code.USAGE_EXCEEDED
-    assert holder.stored() == before
+    told = bytearray(before.rec)
+    told[20 + 46] |= 1  # the pool has said that it is exhausted
+    assert holder.stored() == before._replace(rec=bytes(told))
     # Only what would be one more is refused: nothing is held of an amount of 0 ...
     assert holder.try_reserve({"credits": 0})
     # ... nor at a level where nothing is charged.
