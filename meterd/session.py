@@ -7,8 +7,8 @@ ends in an error that says which of the two it was.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 from redis.exceptions import (
@@ -98,7 +98,7 @@ class Session:
         reads = entry in READ_ONLY
         repeatable = harmless or reads or op is not None
         if deadline is None:
-            deadline = monotonic() + self.timeout
+            deadline = time.monotonic() + self.timeout
         repairs = losses = 0
         whole = False  # send the script's text instead of its digest
         while True:
@@ -106,7 +106,7 @@ class Session:
             try:
                 if given is NOTHING:
                     packed = self._pack(entry, keys, args, functions, whole)
-                    left = deadline - monotonic()
+                    left = deadline - time.monotonic()
                     # Where repeating is safe, half of what is left is kept for another try.
                     patience = left / 2 if repeatable and left > 0.02 else left
                     reply = yield Send(Request(packed, keys[0]), max(patience, 0.001))
@@ -119,7 +119,7 @@ class Session:
                 lost = losses > 0 or isinstance(error, MaybeSent)
                 if not lost:
                     raise Unavailable(f"{entry}: the server could not be asked: {error}") from error
-                if repeatable and deadline - monotonic() > 0.02:
+                if repeatable and deadline - time.monotonic() > 0.02:
                     losses += 1
                     yield Sleep(_pause(losses))
                     continue
@@ -181,13 +181,13 @@ class Session:
                 # The library is long: calls that miss it side by side send it once, then see
                 # whether that was where they are asked. Missed again: there are other nodes that
                 # lack it, and a slot on its way has the call asked at one that is not its owner.
-                begun = monotonic()
+                begun = time.monotonic()
                 patience = begun + max(deadline - begun, 0) / 4
                 pauses = 0
-                while monotonic() < min(self._loading, patience):
+                while time.monotonic() < min(self._loading, patience):
                     pauses += 1
                     yield Sleep(_pause(pauses))
-                if not pauses or monotonic() < self._loading:
+                if not pauses or time.monotonic() < self._loading:
                     yield from self._load(key, deadline, everywhere=attempt > 1)
                 return False
         raise self._meaning(entry, message, functions)
@@ -202,7 +202,7 @@ class Session:
     def _load_at(self, key: bytes, deadline: float, *, everywhere: bool) -> Flow[None]:
         text = self.scripts.library.text.encode()
         packed = command(b"FUNCTION", b"LOAD", b"REPLACE", text)
-        left = max(deadline - monotonic(), 0.05)
+        left = max(deadline - time.monotonic(), 0.05)
         steps: list[Send | SendTo] = [Send(Request(packed, key), left / 2)]
         if everywhere:
             nodes = yield from self.nodes()
@@ -227,7 +227,7 @@ class Session:
             except NotSent as error:
                 return error
             except MaybeSent as error:
-                if deadline - monotonic() < 0.02:
+                if deadline - time.monotonic() < 0.02:
                     return error
                 losses += 1
                 yield Sleep(_pause(losses))
@@ -296,17 +296,17 @@ class Session:
         return found
 
     def _patiently(self, step: Any, timeout: float | None) -> Flow[list[Any]]:
-        deadline = monotonic() + (timeout or self.timeout)
+        deadline = time.monotonic() + (timeout or self.timeout)
         losses = 0
         while True:
-            left = deadline - monotonic()
+            left = deadline - time.monotonic()
             try:
                 made = step(max(left / 2 if left > 0.02 else left, 0.001))
                 reply = yield made
             except NotSent as error:
                 raise Unavailable(f"the server could not be asked: {error}") from error
             except MaybeSent as error:
-                if deadline - monotonic() < 0.02:
+                if deadline - time.monotonic() < 0.02:
                     raise Unavailable(f"no answer in time: {error}") from error
                 losses += 1
                 yield Sleep(_pause(losses))

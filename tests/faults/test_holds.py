@@ -54,6 +54,7 @@ def test_one_fault(
     meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
     for way, *args in (("renew", 60), ("commit",), ("release",)):
         finish(meter, meter.reserve("other", COSTS), way, *args)  # from here on one request each
+    finish(meter, meter.reserve("acme", COSTS), "release")  # and its record is in the index
 
     proxy.next(fault)
     hold = certain("r", lambda: meter.reserve("acme", COSTS, op="r"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,7 +177,7 @@ def test_a_library_that_another_call_brings() -> None:
 def test_whoever_waited_long_enough_brings_the_library_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that is at it may wait for a node that is gone."""
     now = 1000.0
-    monkeypatch.setattr("meterd.session.monotonic", lambda: now)
+    monkeypatch.setattr("meterd.session.time", SimpleNamespace(monotonic=lambda: now))
     flows = missing_side_by_side(Session(SCRIPTS, 1.0))
     other = flows[1]
     step: Any = other.send(None)
