@@ -19,7 +19,7 @@ local function forget(keys, args)
   elseif args[3] ~= "" and args[3] ~= "1" then
     bad("blind: 1 or empty")
   end
-  local now, named, records, need = clock(args[1]), {}, {}, ""
+  local now, named, records, parsed, need = clock(args[1]), {}, {}, {}, ""
   for i = 1, n do
     named[keys[i]] = true
     if find(keys[i], "^[^{]*{[^}]*}:s:") then
@@ -29,8 +29,12 @@ local function forget(keys, args)
   local values = records[1] and call("MGET", spread(records)) or {}
   for i, value in ipairs(values) do
     local readable = value and byte(value) == LAYOUT and #value >= HEADER
-    if readable and args[3] == "" and not policy.get(sub(value, 3, 10), extra.p) then
-      need = need .. sub(value, 3, 10)
+    if readable and args[3] == "1" then
+      local good, found = pcall(policy.get, sub(value, 3, 10), extra.p)
+      parsed[i] = good and found or nil
+    elseif readable then -- in hand from here on: those that are parsed for others may take its place
+      parsed[i] = policy.get(sub(value, 3, 10), extra.p)
+      need = need .. (parsed[i] and "" or sub(value, 3, 10))
     end
     values[i] = value or ""
   end
@@ -41,9 +45,9 @@ local function forget(keys, args)
   end
   for i, value in ipairs(values) do
     if value ~= "" and args[3] == "1" then
-      pcall(crop.last, records[i], value, extra.p, named, now)
+      pcall(crop.last, records[i], value, parsed[i], named, now)
     elseif value ~= "" then
-      crop.last(records[i], value, extra.p, named, now)
+      crop.last(records[i], value, parsed[i], named, now)
     end
   end
   return STATUS_DONE .. spack("<I4", call("DEL", spread(keys, 1, n)))

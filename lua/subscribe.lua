@@ -37,7 +37,9 @@ local function subscribe(keys, args)
     bad("definition: 8 bytes, or empty")
   elseif #before ~= (when and 8 or 0) then
     bad("before: 8 bytes with an instant, else empty")
-  elseif when and not policy.get(before, request.extra(args[7]).p) then
+  end
+  local until_then = when and policy.get(before, request.extra(args[7]).p)
+  if when and not until_then then
     return STATUS_NEED .. before
   end
   local context = request.context(args[2])
@@ -47,7 +49,7 @@ local function subscribe(keys, args)
     end
     local at = assign.later(level, when, leaving, now)
     if at and not level.rec then
-      record.fresh(level, policy.get(before), context.rev, now, 0)
+      record.fresh(level, until_then, context.rev, now, 0)
     end
     waiting.a = at
     record.wait(level, group, at and waiting or nil, now)

@@ -93,9 +93,9 @@ end
 
 -- The last harvest of a record that is about to be removed, with all its holds. `named`: KEYS by name. Returns whether
 -- its policy is at hand.
-function crop.last(key, rec, policies, named, now)
+function crop.last(key, rec, parsed, named, now)
   local level = levels[1]
-  if not record.peek(level, key, rec, policies) then
+  if not record.peek(level, key, rec, parsed) then
     return false
   end
   now = max(now, level.seen)

@@ -26,10 +26,8 @@ function implied.variable(rec, at)
   return var
 end
 
--- The policy of that name as this record is laid out by it: with the pools that its grants imply. Nil: it is not at
--- hand.
-function implied.laid_out(level, fp, blobs)
-  local parsed = policy.get(fp, blobs)
+-- The policy that a record names as it is laid out by it: with the pools that its grants imply. Nil stays nil.
+function implied.under(level, parsed)
   if not parsed or level.flags < IMPLIED then
     return parsed
   end
@@ -43,4 +41,9 @@ function implied.laid_out(level, fp, blobs)
     unreadable(level.rec)
   end
   return found
+end
+
+-- The same of the policy of that name; nil: it is not at hand.
+function implied.laid_out(level, fp, blobs)
+  return implied.under(level, policy.get(fp, blobs))
 end

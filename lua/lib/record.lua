@@ -365,8 +365,9 @@ function record.read_variable(level, rev, seen, now)
   catch_up(level, rev, seen, now)
 end
 
--- Takes a record in hand as it was written, and brings it nowhere. Returns whether its policy is at hand.
-function record.peek(level, key, rec, policies)
+-- Takes a record in hand as it was written, and brings it nowhere. `parsed`: the policy that it names; returns whether
+-- that is at hand.
+function record.peek(level, key, rec, parsed)
   if #rec < HEADER then
     unreadable(rec)
   end
@@ -375,7 +376,7 @@ function record.peek(level, key, rec, policies)
     error("METERD-LAYOUT record of layout " .. version, 0)
   end
   level.key, level.rec, level.flags, level.fp, level.rev, level.seen = key, rec, flags, fp, rev, seen
-  level.parsed, level.var, level.news, level.grants = implied.laid_out(level, fp, policies), nil, nil, nil
+  level.parsed, level.var, level.news, level.grants = implied.under(level, parsed), nil, nil, nil
   level.holds = has(flags, HOLDS) and {} or nil
   if level.parsed and (has(flags, VAR) or has(flags, BOOKS)) then
     record.unpack_variable(level)
