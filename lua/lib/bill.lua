@@ -7,7 +7,7 @@
 -- make it known again; the first entry of a record has no birth id, and its own id in the stream becomes that.
 --
 -- level.news, nil as long as there is none: events (rows), entries, books (those to store from now on), list (the
--- record has to go into the index), holds (whether these have to be at hand for it).
+-- record has to go into the index; if an instant: for that at the latest), holds (whether these have to be at hand).
 -- @gives bill
 
 local BY_USE, BY_OVERAGE = 1, 2

@@ -53,8 +53,8 @@ function crop.record(keys, value, context, extra, now, manual)
     return nil, STATUS_HOLDS .. "\1"
   end
   local H = level.holds
-  if H and H.due and (parsed.billed or level.var and level.var.b) then
-    first = min(first, H.due) -- what it keeps is billed when it ends
+  if H and H.due then
+    first = min(first, H.due) -- what it keeps may be billed when it ends
   end
   local listed = not parsed.billed and first < huge and first <= any
   if level.moved or news or has(level.flags, LISTED) ~= listed then

@@ -122,6 +122,13 @@ function finish.keep(i, id, entry, now, others)
     due = hold.next_due(H, now, id)
   end
   due = due and min(due, entry.expiry) or entry.expiry
+  if H.due and due < H.due then
+    for _, part in ipairs(entry.parts) do
+      if part.bill then
+        bill.news(level).list = due -- what it keeps is billed when it ends
+      end
+    end
+  end
   -- A record that is not to stay has to outlive its holds.
   local soon = has(level.flags, TTL) and level.expires < entry.expiry + level.parsed.forgettable
   if due ~= H.due or soon then

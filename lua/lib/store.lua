@@ -67,6 +67,9 @@ local function enter(level, slice, now)
   local news = level.news
   if news.list then
     local at = ledger.due(level, level.parsed, sliced(level, slice))
+    if news.list ~= true then
+      at = min(at, news.list)
+    end
     if at < huge then
       partition.list(level.key, max(at, now))
     end

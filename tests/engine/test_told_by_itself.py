@@ -10,6 +10,7 @@ import redis
 
 from meterd import Bucket, Plan, Pool
 from meterd.testing import ManualClock
+from meterd.wire import encode_costs
 from tests.engine.conftest import Make
 from tests.engine.told import deltas, due, events, rows
 
@@ -202,3 +203,26 @@ def test_a_change_that_waits_for_a_pool_without_periods(
     clock.advance(days=2)
     meter.harvest()
     assert [closed(row)["used"] for row in rows(client, meter, 0)] == [2, 3]
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_hold_of_a_plan_that_was_billed_is_looked_for_when_it_ends(
+    make: Make, client: redis.Redis, clock: ManualClock, renewed: bool
+) -> None:
+    meter = make([plan(bill="use"), plan("free")], clock=clock)
+    start = clock.now_ms
+    hold = meter.reserve("acme", "credits", 5, ttl="90d")
+    tally = meter._holds.tally(meter._keys.path("acme"), hold.id, encode_costs("credits", 3), None)
+    meter._run(tally)
+    clock.advance(days=31)
+    meter.subscribe("acme", "free")
+    assert meter.harvest() == 0
+    assert due(client, meter) == {"acme": start + 90 * DAY_MS}
+    if renewed:
+        hold.renew("1h")
+        assert due(client, meter) == {"acme": clock.now_ms + 3_600_000}
+        clock.advance(hours=1)
+    else:
+        clock.advance(days=60)
+    assert meter.harvest() == 1
+    assert [(row[2], row[5]) for row in rows(client, meter, 1)] == [(3, start)]
