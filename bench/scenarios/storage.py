@@ -19,6 +19,9 @@ from .clients import opened
 
 LIMITS = {"1 limit": "pool", "4 limits": "all"}
 BYTES = "MEMORY USAGE"
+INDEXED = f"{NAME}, and its entry in its partition's index"
+OF_A_PARTITION = (b"}:due", b"}:events", b"}:outbox")  # keys that its subjects share
+MANY = 1000  # subjects of a partition: of a million, about
 
 
 @scenario("bytes", "bytes per subject with a pool and three buckets")
@@ -33,6 +36,8 @@ def size(lab: Lab) -> Iterator[Finding]:
             for name, calls in clients.calls.items():
                 if calls.four:
                     found[name] = memory(raw, calls.four)
+                if name == NAME:
+                    found[INDEXED] = found[NAME] + index_entry(raw)
     for name, taken in found.items():
         measure.add(name, taken, found[NAME])
     yield Finding(
@@ -40,7 +45,9 @@ def size(lab: Lab) -> Iterator[Finding]:
         "Bytes per subject with a pool and three buckets",
         [measure],
         note="MEMORY USAGE of every key that one more subject brings, after its first charge. A "
-        "log grows with every charge; a window of `limits` takes no more with a second one.",
+        "log grows with every charge; a window of `limits` takes no more with a second one. Where "
+        f"a pool resets, {NAME} enters the subject in an index, which is one key for all subjects "
+        f"of a partition: its share is counted by itself, in a partition of {MANY:,}.",
         absent=absent,
     )
 
@@ -51,7 +58,21 @@ def memory(raw: Raw, four: Callable[[int], object]) -> int:
     before = set(raw.ask(b"KEYS", b"*"))
     four(2)
     mine = set(raw.ask(b"KEYS", b"*")) - before
-    return sum(int(raw.ask(b"MEMORY", b"USAGE", key, b"SAMPLES", b"0")) for key in mine)
+    return sum(usage(raw, key) for key in mine if not key.endswith(OF_A_PARTITION))
+
+
+def usage(raw: Raw, key: bytes) -> int:
+    return int(raw.ask(b"MEMORY", b"USAGE", key, b"SAMPLES", b"0"))
+
+
+def index_entry(raw: Raw) -> int:
+    """Of one subject among many in an index, as the server stores it."""
+    now = 1_735_689_600_000
+    for n in range(MANY):
+        raw.ask(b"ZADD", b"index", str(now + n).encode(), subject(n).encode())
+    taken = usage(raw, b"index")
+    raw.ask(b"DEL", b"index")
+    return -(-taken // MANY)
 
 
 @scenario("growth", "server time per call among a thousand to a million subjects")

@@ -74,7 +74,10 @@ def test_everybody_is_in_every_comparison(report: Report) -> None:
 
 
 def test_a_subject_with_four_limits_keeps_its_size(report: Report) -> None:
-    assert 100 < rows(report, "bytes")["meterd"].value <= 176
+    found = rows(report, "bytes")
+    assert 100 < found["meterd"].value <= 176
+    (indexed,) = [row for name, row in found.items() if name.endswith("partition's index")]
+    assert 20 < indexed.value - found["meterd"].value <= 144
 
 
 def test_one_decision_is_one_command(report: Report) -> None:
