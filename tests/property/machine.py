@@ -31,6 +31,7 @@ from tests.property.fields import (
 from tests.property.machine_events import EventSteps, random_telling
 from tests.property.machine_grants import GrantSteps
 from tests.property.machine_holds import HoldSteps, holds_fields, random_slots
+from tests.property.machine_plans import PlanSteps, pending_fields
 
 START_MS = 1_709_000_000_000  # 2024-02-27
 ZONES = (
@@ -133,7 +134,7 @@ _ERRORS: dict[type[Exception], type[Exception]] = {
 }
 
 
-class Machine(GrantSteps, HoldSteps, EventSteps):
+class Machine(GrantSteps, HoldSteps, PlanSteps, EventSteps):
     """One store and one model, fed the same calls."""
 
     draw_plans = staticmethod(random_plans)
@@ -215,6 +216,9 @@ class Machine(GrantSteps, HoldSteps, EventSteps):
 
     def story(self) -> str:
         return "\n".join([*self.log[:1], *self.log[-40:]])
+
+    def limits_drawn(self) -> list[Any]:
+        return random_limits(self.rng)
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -301,42 +305,6 @@ class Machine(GrantSteps, HoldSteps, EventSteps):
             options["op"] = f"op{rng.randint(1, 12)}"
         return verb, subject, costs, amount, options
 
-    def subscribe(self, subject: Any, now: int) -> None:
-        rng = self.rng
-        change = rng.choice(("keep", "reset", "prorate"))
-        anchor = rng.choice((None, None, None, now - 86_400_000 * 3, now + 5_000_000))
-        if rng.random() < 0.25:
-            limits = random_limits(rng) or [Flag("sso")]
-            plan = None
-        else:
-            limits, plan = [], rng.choice(("free", "pro", "max", "more"))
-        given = {"change": change, "anchor": None if anchor is None else instant(anchor)}
-        when = self.when(now)
-        self.both(
-            f"subscribe {subject} {plan} {limits} {change} {anchor} {when}",
-            lambda: self.oracle.subscribe(
-                subject, plan, limits=limits, change=change, when=when, anchor_ms=anchor, now_ms=now
-            ),
-            lambda: self.meter.subscribe(subject, plan, limits=limits, when=moment(when), **given),
-        )
-
-    waits = True  # changes of plans may come later
-
-    def when(self, now: int) -> int | str:
-        if not self.waits:
-            return "now"
-        later = (0, 1, 1000, 90_000, 86_400_000, 45 * 86_400_000)
-        return self.rng.choice(("now", "now", "period_end", now + self.rng.choice(later)))
-
-    def unsubscribe(self, subject: Any, now: int) -> None:
-        plan = self.rng.choice(("free", "pro", "more", "nonsense"))
-        when = self.when(now)
-        self.both(
-            f"unsubscribe {subject} {plan} {when}",
-            lambda: self.oracle.unsubscribe(subject, plan, when=when, now_ms=now),
-            lambda: self.meter.unsubscribe(subject, plan, when=moment(when)),
-        )
-
     def override(self, subject: Any, now: int) -> None:
         rng = self.rng
         name = rng.choice(("credits", "tokens", "api", "burst", "login", "jobs"))
@@ -387,13 +355,3 @@ class Machine(GrantSteps, HoldSteps, EventSteps):
             lambda: self.oracle.apply(plans),
             lambda: self.meter.apply(plans),
         )
-
-
-def moment(when: int | str) -> Any:
-    """As the engine takes it."""
-    return instant(when) if isinstance(when, int) else when
-
-
-def pending_fields(levels: list[Any]) -> list[list[tuple[Any, ...]]]:
-    """Per level the changes that wait, the next one first."""
-    return [[(p.group, p.plan, p.at_ms, p.change) for p in pending] for pending in levels]
