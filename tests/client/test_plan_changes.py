@@ -258,15 +258,15 @@ def test_a_change_to_a_plan_that_this_process_never_heard_of(
     make: Make, clock: ManualClock
 ) -> None:
     clock.set(day(4))
-    meter, other = make(PLANS), make(PLANS)
-    for who in ("ana", "bob"):
+    meter, others = make(PLANS), {"ana": make(PLANS), "bob": make(PLANS)}
+    for who, other in others.items():
         other.consume(who, "credits")
     meter.apply([Plan("later", includes=[month(4)])])
     meter.consume("bob", "credits")  # brings the record to a catalog that the other does not know
     for who in ("ana", "bob"):
         meter.subscribe(who, "later", when="10d")
     clock.advance(days=10)
-    assert [pool(other, subject=who)[0] for who in ("bob", "ana")] == [4, 4]
+    assert [pool(other, subject=who)[0] for who, other in others.items()] == [4, 4]
 
 
 # --- Beside everything else
