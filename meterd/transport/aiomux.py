@@ -234,9 +234,10 @@ class AsyncMux:
 
     def _set_aside(self, lane: Lane) -> None:
         self._lane = None
+        self._aside.add(lane)  # first, lest those who wait for it be lost sight of
         lane.retire()
-        if not lane.closed.done():
-            self._aside.add(lane)
+        if lane.closed.done():
+            self._aside.discard(lane)
 
     def _lanes(self) -> list[Lane]:
         return [*self._aside, *([] if self._lane is None else [self._lane])]
