@@ -219,6 +219,11 @@ def test_looking_does_not_write_it_out(make: Make, client: redis.Redis) -> None:
     before = client.get(meter._keys.path("a").keys[0])
     clock.advance(days=365 * 3)
     assert meter.check("a", "x").allowed
+    assert not meter.check("a", "x", 101).allowed
+    assert client.get(meter._keys.path("a").keys[0]) == before
+    # The first refusal of a period says so, the next one changes nothing.
+    assert not meter.consume("a", "x", 101)
+    before = client.get(meter._keys.path("a").keys[0])
     assert not meter.consume("a", "x", 101)
     assert client.get(meter._keys.path("a").keys[0]) == before
 

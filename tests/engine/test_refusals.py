@@ -1,4 +1,7 @@
-"""What is refused, checked or merely looked at changes no byte; amounts of 0 open nothing."""
+"""What is refused, checked or merely looked at changes no byte, save that a pool may say so, once.
+
+Amounts of 0 open nothing.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def changed(before: Any, after: Any) -> set[bytes]:
 
 
 def tell(server: Server, story: Any, op: bool) -> None:
-    """Runs a story; whatever is refused, raises or only looks must not have changed a byte."""
+    """Runs a story; whatever is refused, raises or only looks must not have changed a figure."""
     plans, private, calls = story
     client = database(server, 5)
     client.flushdb()
@@ -92,7 +95,8 @@ def tell(server: Server, story: Any, op: bool) -> None:
             meter.subscribe(path, limits=own)
         for number, (step, verb, path, costs) in enumerate(calls):
             clock.advance(milliseconds=step)
-            before = snapshot(client)
+            before, figures = snapshot(client), meter.usage(path).as_dict()
+            told = {*meter._keys.shared(meter._keys.path(path))}
             options = (
                 {"op": f"op{number}"} if op and verb in ("consume", "report", "refund") else {}
             )
@@ -106,13 +110,22 @@ def tell(server: Server, story: Any, op: bool) -> None:
             except MeterdError:
                 quiet = True
             after = snapshot(client)
+            if quiet and changed(before, after) & told:
+                # A pool has said, for once, that it is exhausted.
+                assert (verb, decision.code) == ("consume", "USAGE_EXCEEDED")
+                assert meter.usage(path).as_dict() == figures
+                assert changed(before, after) <= {*meter._keys.path(path).keys, *told}
+                before = snapshot(client)
+                assert not meter.consume(path, costs)
+                assert snapshot(client) == before
+                continue
             if quiet:
                 # Plans a process meets for the first time it stores, whatever then happens.
                 assert changed(before, after) <= {meter._keys.policies}, (verb, path, costs)
                 if verb in ("check", "usage"):
                     assert after == before
                 continue
-            allowed = {*meter._keys.path(path).keys, meter._keys.policies}
+            allowed = {*meter._keys.path(path).keys, meter._keys.policies, *told}
             if op:
                 allowed.add(meter._keys.op(meter._keys.path(path), f"op{number}"))
             assert changed(before, after) <= allowed
