@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import msgpack
 import pytest
 
 from meterd import (
@@ -97,6 +98,29 @@ def test_the_same_answers_as_one_by_one(make: Make, clock: ManualClock, known: b
     assert two.consume_many(items) == [one.consume(*item) for item in items]
     for subject in ("ana", "bob", "ana/phone", ("c", "d/e")):
         assert two.usage(subject) == one.usage(subject)
+
+
+@pytest.mark.parametrize("op", [False, True], ids=["bare", "op"])
+@pytest.mark.parametrize("functions", [True, False], ids=["functions", "evalsha"])
+def test_a_call_with_something_to_tell_is_not_overtaken(
+    make: Make, server: Server, functions: bool, op: bool
+) -> None:
+    """A threshold is crossed, and the pool runs out, in the midst of calls that do neither."""
+    plan = Plan("free", includes=[Pool("credits", 30, "month", warn_at=(0.5, 0.8))], default=True)
+    meter = make([plan], functions=functions)
+    for subject in ("ana", "ana/phone"):
+        meter.forget("ana")
+        items = [
+            {"subject": subject, "costs": "credits", "op": f"{subject} {n}" if op else None}
+            for n in range(40)
+        ]
+        found = meter.consume_many(items)
+        assert [d["credits"].used for d in found] == [*range(1, 31), *[30] * 10]
+        assert [d.allowed for d in found] == [True] * 30 + [False] * 10
+        with server.client() as client:
+            entries = client.xrange(meter.raw._keys.shared(meter.raw._keys.path("ana")).events)
+        told = [msgpack.unpackb(fields[b"e"])[0] for _, fields in entries]
+        assert told[-3:] == ["warn", "warn", "exhausted"]
 
 
 def test_one_call_that_fails_takes_no_other_with_it(meter: AnyMeter) -> None:
