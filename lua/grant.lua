@@ -43,7 +43,7 @@ local function grant(keys, args)
   if not level.parsed then
     return STATUS_UNKNOWN
   elseif L and L.kind ~= POOL then
-    bad(name .. " is no pool")
+    bad("grant: " .. name .. " is no pool")
   end
   local g = {
     id = args[9], pool = name, amount = amount, left = amount, held = 0, lost = 0, starts = min(starts, NEVER),

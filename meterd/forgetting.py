@@ -37,22 +37,22 @@ class Forgetting:
         yield from self._store.prepare()
         beside = (self._keys.meta(path), self._keys.topups(path))
         removed = yield from self._records(path.tag, [path.keys[-1]], *beside)
-        kinds = (b"s", b"m", b"t", b"h", b"x")
-        patterns = [self._keys.below_pattern(path, kind) for kind in kinds]
-        if len(path.keys) == 1:
-            patterns += [self._keys.ops_pattern(path, kind) for kind in (b"o", b"e")]
-        for pattern in patterns:
-            for node in (yield from self._session.nodes()):
-                cursor, more = 0, True
-                while more:
-                    cursor, found = yield from self._administration.page(node, cursor, pattern)
-                    more = cursor != 0
-                    if pattern is patterns[0]:
-                        for at in range(0, len(found), _FEW):
-                            removed += yield from self._records(path.tag, found[at : at + _FEW])
-                    else:
-                        for at in range(0, len(found), _MANY):
-                            removed += yield from self._remove(found[at : at + _MANY], Needs())
+        # One walk through a node's keys finds all of them. It may come upon the holds of a record
+        # before the record, which is what they have to be removed with.
+        kinds = b"shxmtoe" if len(path.keys) == 1 else b"shxmt"
+        pattern = self._keys.below_pattern(path, kinds)
+        for node in (yield from self._session.nodes()):
+            cursor, more = 0, True
+            while more:
+                cursor, found = yield from self._administration.page(node, cursor, pattern)
+                more = cursor != 0
+                records = {key: self._keys.record_of(key) for key in found}
+                named = sorted({record for record in records.values() if record is not None})
+                others = [key for key, record in records.items() if record is None]
+                for at in range(0, len(named), _FEW):
+                    removed += yield from self._records(path.tag, named[at : at + _FEW])
+                for at in range(0, len(others), _MANY):
+                    removed += yield from self._remove(others[at : at + _MANY], Needs())
         self._operations.forget_hints()
         return removed
 

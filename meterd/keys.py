@@ -225,6 +225,11 @@ class Keyspace:
         head, _, subject = path.keys[level - 1].partition(b"}:s:")
         return head + b"}:h:" + subject, head + b"}:x:" + subject
 
+    def record_of(self, key: bytes) -> bytes | None:
+        """The record that a key is, or whose holds it has, or when they end; None for others."""
+        head, _, rest = key.partition(b"}:")
+        return head + b"}:s:" + rest[2:] if rest[:2] in (b"s:", b"h:", b"x:") else None
+
     def shared(self, path: Path) -> PartitionKeys:
         """Events, outbox and index of the path's partition."""
         return self.partition(path.tag)
@@ -270,14 +275,13 @@ class Keyspace:
         head, _, subject = path.keys[-1].partition(b"}:s:")
         return head + b"}:t:" + subject
 
-    def ops_pattern(self, path: Path, kind: bytes = b"o") -> bytes:
-        """SCAN pattern of every operation id (or end of a hold, b"e") of the path's root."""
-        return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(path.root))
+    def below_pattern(self, path: Path, kinds: bytes = b"s") -> bytes:
+        """SCAN pattern of what is kept below a subject: records, b"s", or other kinds, or several.
 
-    def below_pattern(self, path: Path, kind: bytes = b"s") -> bytes:
-        """SCAN pattern of every record (or meta, or holds) below a subject."""
+        Below a root that includes its operation ids, b"o", and how holds were ended, b"e".
+        """
         subject = path.keys[-1].partition(b"}:s:")[2]
-        return b"%b:{%b}:%b:%b/*" % (_glob(self._raw), path.tag, kind, _glob(subject))
+        return b"%b:{%b}:[%b]:%b/*" % (_glob(self._raw), path.tag, kinds, _glob(subject))
 
     def subjects_pattern(self, root: str | None = None) -> bytes:
         """SCAN pattern of records: all, or those of one root and below."""

@@ -131,7 +131,7 @@ local function valid_row(row, zone_count)
       return false
     end
   end
-  local rates = columns > 2 and row[RATES[kind]] or {}
+  local rates = kind == FLAG and {} or row[RATES[kind]]
   for r = 1, #rates, 2 do
     local n = rates[r + 1]
     if type(rates[r]) ~= "string" or type(n) ~= "number" or n % 1 ~= 0 or n < 1 or n > MAX_COUNTER then

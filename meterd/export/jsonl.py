@@ -47,9 +47,9 @@ class JsonLines(Sink):
         except OSError as error:
             raise SinkError(f"{self._path}: {error.strerror}") from error
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # a device is shared, and by all
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_torn_line(descriptor)
         except BlockingIOError as error:
             os.close(descriptor)

@@ -39,7 +39,7 @@ def test_bytes_that_do_not_hash_to_their_name(w: World, how: str) -> None:
         assert "hash" in assert_refused(w, "consume", keys, args, how)
 
 
-POOL = [1, "credits", 5, 0, 0, 0, 3, 1, 0, 0, 0, []]
+POOL = [1, "credits", 5, 0, 0, 0, 3, 1, 0, 0, 0, 2, [], [800_000, 1_000_000], [1, 3]]
 BUCKET = [3, "api", 5, -(2**53), 1000, []]
 SLOTS = [0, "jobs", 5, []]
 HELD = [["base", "p", "x" * 8, False]]
@@ -49,7 +49,7 @@ def policy(
     *rows: Any,
     zones: Any = (),
     held: Any = HELD,
-    layout: Any = 1,
+    layout: Any = 2,
     horizon: Any = 2**45,
     autos: Any = None,
 ) -> bytes:
@@ -65,18 +65,24 @@ def swapped(row: list[Any], at: int, value: Any) -> bytes:
 ODD = (None, "x", float("nan"), float("inf"), {}, 0.5)
 BAD_POLICIES: list[Any] = [
     b"", b"\xc1", b"\x95\x01", *map(msgpack.packb, (7, {}, [1], "x", None, [])),
-    policy(layout=2), policy(layout=None), policy(horizon="x"), policy(horizon=float("nan")),
+    policy(layout=1), policy(layout=3), policy(layout=None), policy(horizon="x"), policy(horizon=float("nan")),
     *(policy(zones=zones) for zones in (5, [5], *([["UTC", x]] for x in ("", "x" * 11, 5)))),
     policy(held=5), policy(held=[5]), policy(held=[[None, "p"]]),
     policy(5), policy([]), policy([9, "x"]), policy(["1", "x"]), policy([5]), policy([5, 5]),
     policy({"a": 1}), policy([1.5, "x"]), policy([float("nan"), "x"]),
     policy(*[[5, f"f{i}"] for i in range(65)]),
     policy(POOL[:-1]), policy([*POOL, 1]), policy(BUCKET[:-1]),
-    *(swapped(POOL, i, v) for i in range(2, 11) for v in ODD),
+    *(swapped(POOL, i, v) for i in range(2, 12) for v in ODD),
     *(swapped(BUCKET, i, v) for i in range(2, 5) for v in ODD),
     *(swapped(POOL, 1, v) for v in (None, 5, {}, "", "a b", "a\n", "x" * 65)),
     *(swapped(BUCKET, 1, v) for v in (None, [], "a,b")),
-    *(swapped(POOL, 11, v) for v in (None, "x", 5, ["a"], [1, "a"], ["a", "b"], ["a", 0])),
+    swapped(POOL, 11, -1), swapped(POOL, 11, 3),
+    *(swapped(POOL, 12, v) for v in (None, "x", 5, ["a"], [1, "a"], ["a", "b"], ["a", 0])),
+    *(swapped(POOL, i, v) for i in (13, 14) for v in (
+        None, "x", 5, [0], [-1], [0.5], ["1"], [2, 1], [1, 1], [float("nan")], [2**60],
+        list(range(1, 14)),
+    )),
+    swapped(POOL, 13, [1_000_001]),
     *(swapped(BUCKET, 5, v) for v in (None, "x", 5, ["a", 1, 5], [["a"], 1], ["a", 0.5])),
     swapped(POOL, 6, 4), swapped(POOL, 6, 1.5), swapped(POOL, 7, 0), swapped(POOL, 7, -1),
     swapped(POOL, 8, 5), swapped(POOL, 8, -1), swapped(POOL, 10, 1), swapped(POOL, 10, -1),
@@ -106,6 +112,8 @@ def test_bytes_that_are_no_policy(w: World, how: str) -> None:
 def test_the_policy_that_the_bad_ones_are_made_from_is_good(w: World, how: str) -> None:
     blob = policy(POOL, BUCKET, SLOTS, autos=[1, 5, 2, 1])
     keys, args = first_sight(w, {named(blob): blob}, named(blob))
+    keys += w.keys.shared(w.keys.path("acme2"))
+    args[5] = extra({named(blob): blob}, shared=True)
     assert applied("consume", attempt(w, "consume", keys, args, how))
 
 
@@ -133,9 +141,11 @@ def test_needs_are_said_and_nothing_is_written(w: World) -> None:
         if "extra" not in header(entry).arguments:
             continue
         keys, args = w.valid(entry)
-        held = list(range(1, sum(b"}:h:" in key for key in keys) + 1))
-        args[header(entry).arguments.index("extra")] = extra({}, held=held)
+        at = header(entry).arguments.index("extra")
+        given = msgpack.unpackb(args[at], raw=True) if args[at] else {}
+        args[at] = extra({}, held=given.get(b"h", ()), shared=b"e" in given)
         reply = attempt(w, entry, keys, args, "EVALSHA")
+        assert not isinstance(reply, ResponseError), (entry, reply)
         assert reply[0] in (wire.NEED, wire.STALE), (entry, reply)
         assert snapshot(w.client) == w.whole
 
@@ -144,7 +154,7 @@ def test_needs_are_said_and_nothing_is_written(w: World) -> None:
 
 
 def test_a_record_key_that_holds_no_record(w: World, how: str) -> None:
-    for stored in (b"", b"\x01", b"\x01\x00" + w.first, b"\x02" * 200, b"\x01" * 19):
+    for stored in (b"", b"\x02", b"\x02\x00" + w.first, b"\x01" * 200, b"\x03" * 200, b"\x02" * 19):
         w.client.set(b"w:{x}:s:odd", stored)
         for entry in ENTRIES:
             if "now" not in header(entry).arguments:

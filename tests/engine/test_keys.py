@@ -246,8 +246,13 @@ def test_patterns_match_what_they_should_and_nothing_else(
         held = {keys.holds(keys.path(p), len(p)) for p in below}
         assert scan(keys.below_pattern(found, b"h")) == {key for key, _ in held}
         assert scan(keys.below_pattern(found, b"x")) == {key for _, key in held}
-        assert scan(keys.ops_pattern(found)) == {keys.op(found, op)}
-        assert scan(keys.ops_pattern(found, b"e")) == {keys.hold_end(found, op)}
+        of_root = keys.path(path[:1])
+        assert scan(keys.below_pattern(of_root, b"o")) == {keys.op(found, op)}
+        assert scan(keys.below_pattern(of_root, b"e")) == {keys.hold_end(found, op)}
+        every = {key for pair in held for key in pair} | scan(keys.below_pattern(found))
+        assert scan(keys.below_pattern(found, b"shx")) == every
+        assert {keys.record_of(key) for key in every} == scan(keys.below_pattern(found))
+        assert all(keys.record_of(key) is None for key in mine)
         # By root the pattern may name other roots that begin alike; the client tells them apart.
         named = {keys.parse_subject(key) for key in scan(keys.subjects_pattern(path[0]))}
         assert named >= {p for p in everything if p[0] == path[0]}

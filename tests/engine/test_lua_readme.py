@@ -209,7 +209,7 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
     hold = meter.reserve("a", {"jobs": 1, "c": 33}, ttl=60)
     path = meter._keys.path("a")
     rec, (held, _) = client.get(path.keys[0]), meter._keys.holds(path, 1)
-    assert rec[1] == 8 + 16 + 32 + 128
+    assert rec[1] == 8 + 16 + 32 + 64 + 128
     at = 20 + 48 + 7
 
     def pool(at: int) -> list[int]:

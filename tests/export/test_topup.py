@@ -81,7 +81,8 @@ class World:
 
     def use(self, amount: int, subject: str = "acme", kind: str = "exhausted") -> str:
         """Uses so much, and the event that comes of it."""
-        state = self.meter.report(subject, "credits", amount)["credits"]
+        with self.streams.silent(subject):
+            state = self.meter.report(subject, "credits", amount)["credits"]
         return self.streams.event(subject, kind, *(["0.8"] if kind == "warn" else []),
                                   remaining=state.remaining)  # fmt: skip
 
@@ -104,6 +105,51 @@ def test_a_pool_that_is_low_is_topped_up(world: World) -> None:
     }
     assert world.meter.usage("acme")["credits"].remaining == 60
     assert world.run(world.tops()) == []
+
+
+def test_from_the_charge_to_the_grant(make: Make) -> None:
+    """Nothing is made up here: what the engine tells leads to grants that make it tell again."""
+    clock = ManualClock(START + 60_000)
+    limits = [Pool("credits", 100, "month", warn_below=[20])]
+    meter = make([Plan("free", includes=limits, default=True)], clock=clock)
+    kind: Any = AutoTopUp if meter.runner is None else AsyncAutoTopUp
+    paid: list[str] = []
+    tops = kind(
+        meter.raw,
+        "credits",
+        50,
+        per_period=2,
+        cooldown="10m",
+        charge=lambda topup: paid.append(topup.key),
+    )
+
+    def run() -> list[int]:
+        made = tops.run(follow=False)
+        if meter.runner is not None:
+
+            async def wait() -> Any:
+                return await made
+
+            made = meter.runner.run(wait())
+        return [one.number for one in made]
+
+    def used(amount: int) -> tuple[list[int], int]:
+        """The top-ups that follow a use, and what remains."""
+        assert meter.consume("acme", "credits", amount)
+        return run(), meter.usage("acme")["credits"].remaining
+
+    assert used(79) == ([], 21)
+    assert used(2) == ([1], 69)
+    assert used(50) == ([], 19)  # too early
+    clock.advance(minutes=10)
+    assert run() == [2]
+    assert not meter.consume("acme", "credits", 70)  # and the period's top-ups are used up
+    clock.advance(minutes=10)
+    assert run() == []
+    assert len(set(paid)) == 2
+    clock.advance(days=31)
+    assert used(160) == ([1], 59)
+    assert len(set(paid)) == 3
 
 
 def test_so_many_in_a_period(world: World) -> None:
@@ -165,7 +211,8 @@ def test_a_new_period_has_its_own(world: World) -> None:
     world.use(50)
     assert world.run(tops) == []
     world.clock.advance(days=31)
-    world.meter.report("acme", "credits", 100)
+    with world.streams.silent("acme"):
+        world.meter.report("acme", "credits", 100)
     world.streams.event("acme", remaining=0)  # late news of the period before
     assert world.run(tops) == []
     world.streams.event("acme", remaining=0, start=END, end=END + 86_400_000)
@@ -263,7 +310,8 @@ def test_two_events_at_once_get_two_numbers(server: servers.Server) -> None:
         bank = Bank()
         bank.open(meter)
         streams = Streams(server.admin, prefix)
-        meter.report("acme", "credits", 100)
+        with streams.silent("acme"):
+            meter.report("acme", "credits", 100)
         streams.event("acme", "warn", "0.8")
         streams.event("acme")
         first, second = list(meter.events("g", follow=False))
@@ -298,7 +346,8 @@ def test_killed_anywhere_it_is_paid_and_granted_once(server: servers.Server) -> 
         bank = Bank()
         streams = Streams(server.admin, prefix)
         with Meter(server.url, prefix=prefix, clock=clock, plans=PLANS, timeout=5) as meter:
-            meter.report("acme", "credits", 100)
+            with streams.silent("acme"):
+                meter.report("acme", "credits", 100)
             streams.event("acme", remaining=0)
         ended = True
         for watched in (True, False):

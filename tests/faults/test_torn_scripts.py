@@ -158,8 +158,7 @@ def torn_at_all(bench: Bench, case: Case) -> None:
         while "untouched" not in ends:
             ends.append(torn_once(bench, case, len(ends) + 1, late, before, after))
         assert len(ends) > 1
-        whole = late or case.recovers
-        assert ends[-2 if late else 0] == ("after" if whole else "before"), ends
+        assert ends[-2 if late else 0] == ("after" if late else "before"), ends
 
 
 def torn_once(
@@ -179,9 +178,6 @@ def torn_once(
         assert error is None
         assert found == after
         return "untouched"
-    if error is None and case.recovers:
-        assert found == after
-        return "after"
     assert "TORN" in str(error)
     if case.resumable:
         assert found.items() <= before.items()

@@ -38,14 +38,12 @@ Step = Callable[[World], Any]
 @dataclass(frozen=True)
 class Case:
     """`torn` is torn after `before`. A `repeatable` one may simply be called again; a `resumable`
-    one takes several scripts and goes on where it stopped. One that `recovers` takes a script that
-    failed for one that cannot read the record, and removes it all the same."""
+    one takes several scripts and goes on where it stopped."""
 
     before: Sequence[Step]
     torn: Step
     repeatable: bool = False
     resumable: bool = False
-    recovers: bool = False
 
 
 POOLS = Plan(
@@ -343,13 +341,11 @@ CASES: dict[str, Case] = {
         lambda w: w.meter.forget("acme"),
         repeatable=True,
         resumable=True,
-        recovers=True,
     ),
     "forget a leaf": Case(
         [*_deep, lambda w: w.meter.set_meta(PATH, {"a": 1})],
         lambda w: w.meter.forget(PATH),
         repeatable=True,
-        recovers=True,
     ),
     "apply, first": Case([], applied(POOLS), repeatable=True),
     "apply, next": Case([applied(POOLS)], applied(LARGER, ADD_ON), repeatable=True),
