@@ -65,7 +65,8 @@ def swapped(row: list[Any], at: int, value: Any) -> bytes:
 ODD = (None, "x", float("nan"), float("inf"), {}, 0.5)
 BAD_POLICIES: list[Any] = [
     b"", b"\xc1", b"\x95\x01", *map(msgpack.packb, (7, {}, [1], "x", None, [])),
-    policy(layout=1), policy(layout=3), policy(layout=None), policy(horizon="x"), policy(horizon=float("nan")),
+    policy(layout=1), policy(layout=3), policy(layout=None),
+    policy(horizon="x"), policy(horizon=float("nan")),
     *(policy(zones=zones) for zones in (5, [5], *([["UTC", x]] for x in ("", "x" * 11, 5)))),
     policy(held=5), policy(held=[5]), policy(held=[[None, "p"]]),
     policy(5), policy([]), policy([9, "x"]), policy(["1", "x"]), policy([5]), policy([5, 5]),
