@@ -21,12 +21,13 @@ from meterd.errors import PolicyError, ScriptError
 from meterd.flow import Flow
 from meterd.keyentry import About, Entry, Pointer, pack_about, pack_meta
 from meterd.keys import MAX_LEVELS, Path, Subject, display, partition_of
+from meterd.keyshapes import Place
 from meterd.policy import Limit
 from meterd.result import Code
 from meterd.roles import Joining
 from meterd.timespec import Instant, duration_ms, instant_ms, refuse
 from meterd.verification import ApiKey
-from meterd.verifying import Place, Verifying
+from meterd.verifying import Verifying
 
 _CHUNK = 200
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from meterd.apikeys import UNCHANGED, ApiKeys, _Unchanged
@@ -14,6 +15,7 @@ from meterd.keys import Subject
 from meterd.pending import Pending
 from meterd.policy import Limit
 from meterd.timespec import Instant
+from meterd.transport import MaybeSent, NotSent
 from meterd.verification import ApiKey, Verification
 
 if TYPE_CHECKING:
@@ -49,17 +51,38 @@ class Keys:
         good. `op`: as in `Meter.consume`. Raises as that does; `Unavailable` whatever a bucket's
         `on_error` says, for nobody is let in unseen.
         """
-        flow = self._flows.verify(secret, costs, amount, auto, op)
         if self._meter._observer is None:
-            return self._meter._run(flow)
+            return self._verify(secret, costs, amount, auto, op)
         started = time.perf_counter()
         try:
-            found = self._meter._run(flow)
+            found = self._verify(secret, costs, amount, auto, op)
         except BaseException as error:
             subject = self._flows.known(secret) or ""
             self._meter._observe("keys.verify", subject, outcome_of(error), started)
             raise
         self._meter._observe("keys.verify", found.subject or "", str(found.code), started)
+        return found
+
+    def _verify(
+        self, secret: str, costs: Costs | None, amount: int, auto: bool, op: str | bool | None
+    ) -> Verification:
+        """By its shape if that is known, else by its flow."""
+        meter, flows, now = self._meter, self._flows, monotonic()
+        shape = None
+        if op is None and not meter._closed:
+            shape = flows.shape(secret, costs, amount, auto, now)
+        if shape is None:
+            return meter._run(flows.verify(secret, costs, amount, auto, op))
+        request = shape.request
+        if meter._manual:
+            request = shape.at(meter._operations.now_argument())
+        try:
+            reply = meter._transport.send(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        found = flows.answered(shape, reply)
+        if found is None:
+            found = meter._run(flows.resume(shape, secret, reply, now + meter._timeout))
         return found
 
     def create(
@@ -142,11 +165,32 @@ class AsyncKeys:
         op: str | bool | None = None,
     ) -> Pending[Verification]:
         """See `Keys.verify`."""
-        flow = self._flows.verify(secret, costs, amount, auto, op)
-        work = self._meter._run(flow)
+        work = self._verify(secret, costs, amount, auto, op)
         if self._meter._observer is not None:
             work = self._observed(secret, work)
         return _PendingKey("verify", work)
+
+    async def _verify(
+        self, secret: str, costs: Costs | None, amount: int, auto: bool, op: str | bool | None
+    ) -> Verification:
+        """By its shape if that is known when it is awaited, else by its flow."""
+        meter, flows, now = self._meter, self._flows, monotonic()
+        shape = None
+        if op is None and not meter._closed:
+            shape = flows.shape(secret, costs, amount, auto, now)
+        if shape is None:
+            return await meter._run(flows.verify(secret, costs, amount, auto, op))
+        request = shape.request
+        if meter._manual:
+            request = shape.at(meter._operations.now_argument())
+        try:
+            reply = await meter._transport.start(request, shape.seconds)
+        except (NotSent, MaybeSent) as error:
+            reply = error
+        found = flows.answered(shape, reply)
+        if found is None:
+            found = await meter._run(flows.resume(shape, secret, reply, now + meter._timeout))
+        return found
 
     async def _observed(self, secret: str, work: Coroutine[Any, Any, Verification]) -> Verification:
         started = time.perf_counter()
