@@ -13,6 +13,7 @@ import pytest
 
 from meterd import AsyncMeter, Bucket, Meter, OutcomeUnknown, Plan, Pool
 from tests.support import proxy as faulty
+from tests.support.proxy import Fault
 from tests.support.servers import Server
 
 # Both clients and both ways to call scripts: functions, and EVALSHA where the server has none.
@@ -32,6 +33,13 @@ LOSING = (
     faulty.CUT_AFTER,
     faulty.CUT_MID_REPLY,
 )
+
+
+def patience(fault: Fault) -> float:
+    """A meter's timeout in seconds. What never comes is waited for, half of it at a time: as short
+    as a machine with other work to do allows."""
+    return 1.5 if fault in (faulty.DROP, faulty.STALL) else 5
+
 
 PLENTY = 10**9
 CREDITS = Plan("credits", default=True, includes=[Pool("credits", PLENTY, reset="month")])

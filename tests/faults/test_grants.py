@@ -11,7 +11,7 @@ import pytest
 
 from meterd import Grant, Meter, OutcomeUnknown, Plan, Pool
 from meterd.testing import ManualClock
-from tests.faults.fault_tools import EVERY_WAY, LOSING, Workshop, certain
+from tests.faults.fault_tools import EVERY_WAY, LOSING, Workshop, certain, patience
 from tests.faults.test_races import together
 from tests.support import proxy as faulty
 from tests.support.proxy import Fault, FaultProxy
@@ -54,8 +54,7 @@ def books(meter: Any, subject: str = "acme") -> dict[str, Grant]:
 def test_one_fault(
     proxy: FaultProxy, beside: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
-    waiting = fault in (faulty.DROP, faulty.STALL)  # for what never comes
-    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter = either(proxy.url, prefix=prefix, timeout=patience(fault))
     meter.grant("other", "credits", 5, op="seen")
     meter.void("other", "seen")  # from here on each is one request
 

@@ -9,7 +9,7 @@ import pytest
 
 from meterd import Bucket, Meter, OutcomeUnknown, Plan, Pool, Slots
 from meterd.testing import ManualClock
-from tests.faults.fault_tools import EVERY_WAY, LOSING, Driven, Workshop, certain
+from tests.faults.fault_tools import EVERY_WAY, LOSING, Driven, Workshop, certain, patience
 from tests.support import proxy as faulty
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.servers import Server
@@ -50,8 +50,7 @@ def finish(meter: Driven, hold: Any, way: str, *args: Any) -> Any:
 def test_one_fault(
     proxy: FaultProxy, holds_at: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
-    waiting = fault in (faulty.DROP, faulty.STALL)  # for what never comes
-    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter = either(proxy.url, prefix=prefix, timeout=patience(fault))
     for way, *args in (("renew", 60), ("commit",), ("release",)):
         finish(meter, meter.reserve("other", COSTS), way, *args)  # from here on one request each
     finish(meter, meter.reserve("acme", COSTS), "release")  # and its record is in the index

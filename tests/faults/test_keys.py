@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from meterd import Bucket, Meter, OutcomeUnknown, Plan, Pool, Unavailable
-from tests.faults.fault_tools import EVERY_WAY, LOSING, Workshop, certain, fresh_prefix, snapshot
+from tests.faults.fault_tools import (
+    EVERY_WAY,
+    LOSING,
+    Workshop,
+    certain,
+    fresh_prefix,
+    patience,
+    snapshot,
+)
 from tests.support import proxy as faulty
 from tests.support import servers
 from tests.support.proxy import Fault, FaultProxy
@@ -49,8 +57,7 @@ def used(meter: Meter, subject: Any = "acme") -> int:
 def test_one_fault(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
-    waiting = fault in (faulty.DROP, faulty.STALL)  # for what never comes
-    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter = either(proxy.url, prefix=prefix, timeout=patience(fault))
     key = direct.keys.create("acme")
     secret = str(key.secret)
     assert meter.keys.verify(secret)  # from here on one request each

@@ -19,6 +19,7 @@ from tests.faults.fault_tools import (
     Workshop,
     allowing,
     certain,
+    patience,
     used,
 )
 from tests.support import proxy as faulty
@@ -44,7 +45,7 @@ def test_one_fault(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
     waiting = fault in (faulty.DROP, faulty.STALL)  # for what never comes
-    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter = either(proxy.url, prefix=prefix, timeout=patience(fault))
     verbs = {"consume": 107} if waiting else {"consume": 107, "report": 107, "refund": 93}
     for verb in verbs:
         getattr(meter, verb)("acme", "credits")  # from here on each is one request
@@ -84,8 +85,7 @@ def test_an_operation_is_given_back_once(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
     """Whatever is lost, with an id of its own or without."""
-    waiting = fault in (faulty.DROP, faulty.STALL)
-    meter = either(proxy.url, prefix=prefix, timeout=0.6 if waiting else 5)
+    meter = either(proxy.url, prefix=prefix, timeout=patience(fault))
     meter.consume("acme", "credits", 100, op="seen")
     meter.refund("acme", of="seen")  # from here on each is one request
     meter.operation("acme", "seen")

@@ -12,9 +12,9 @@ TTL = 1.5
 
 
 def sell(url: str, prefix: str, pipe: Connection) -> None:
-    """Sells as long as there is something; every sale is told before the next."""
+    """Sells when told to, as long as there is something; every sale is told before the next."""
     with Meter(url, plans=PLANS, prefix=prefix, timeout=20) as meter:
         lease = meter.lease("acme", "few", 48, ttl=TTL)
-        while lease.consume():
+        while pipe.recv_bytes() and lease.consume():
             pipe.send_bytes(b"sold")
         time.sleep(60)

@@ -216,16 +216,18 @@ def test_kill_9_loses_a_piece_at_most(server: Server, prefix: str) -> None:
     with Meter(server.url, plans=PLANS, prefix=prefix, timeout=20) as meter:
         sold = lost = 0
         for enough in (1, 5, 18):
-            reader, writer = context.Pipe(duplex=False)
+            reader, writer = context.Pipe()
             process = context.Process(target=seller.sell, args=(server.url, prefix, writer))
             process.start()
             writer.close()
+            for _ in range(enough + 3):  # a few more, that it may be killed on its way
+                reader.send_bytes(b"sell")
             for _ in range(enough):
                 reader.recv_bytes()
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
             sold += enough
-            with contextlib.suppress(EOFError):
+            with contextlib.suppress(EOFError, ConnectionResetError):
                 while True:
                     reader.recv_bytes()
                     sold += 1
