@@ -43,6 +43,7 @@ LIBRARIES = (
     "op",
     "charge",
     "undo",
+    "kinds",
     "compile",
     "plain",
     "spend",
@@ -58,7 +59,7 @@ ENTRIES = (
     "keys_create", "keys_verify", "keys_update", "keys_rotate", "keys_point",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
-_KEPT = frozenset({"compile", "plain"})
+_KEPT = frozenset({"kinds", "compile", "plain"})
 _ONCE = frozenset({"once"})
 READ_ONLY = frozenset({"check", "usage", "operation"})
 

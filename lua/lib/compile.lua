@@ -14,132 +14,6 @@ local REFUSAL = 0 -- besides what plain.answer is asked for: the answer of bucke
 local UNTOUCHED = ("\0"):rep(23) -- drawn, over, carried and marks of a pool that has none
 local OPENING, REFUSED = "\0\0\1\1", "\0\4\0\1" -- status, code OK or RATE_LIMITED, allowed, one section
 
--- How a kind does it. `format`: of its state, whose fields are `reads`; `writes` are those of the new state.
--- `brief`: as much of the format as a charge can change, of `brief_writes`. `load` brings the state to now,
--- `left` says what is left, `late` prepares the figures `used` and `resets`. `#` stands for the number of the
--- limit, {a name} for one of its constants; c# is the amount, u# counts what is used, m# is the use at which a
--- pool has something to say. `retry` sets
--- q# to when a bucket that refuses would not.
-local KINDS = {
-  { -- pool: start, end, anchor, used, the rest
-    format = "c6I6c6I7c23", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
-    brief = "c6I6c6I7", brief_writes = "s#, e#, n#, u#",
-    load = [[
-      local m# = M#[r#]
-      if now >= e# or not m# then return end]],
-    load_carried = [[
-      local k#, m# = {limit}, {first}
-      if now >= e# then return end
-      if r# ~= UNTOUCHED then
-        k#, m# = M#(r#)
-        if not k# then return end
-      end]],
-    say = "if u# >= m# then return end",
-    left = "{limit} - u#", used = "u#", resets = "e# == {never} and {none} or e#",
-  },
-  { -- fixed window: start, used; s# is false where it is closed
-    format = "I6I5", reads = "s#, u#", writes = "s#, u#",
-    load = [[
-      local e# = (s# + {period}) * {tick}
-      if now >= e# or s# == {never} then
-        {open}
-      end]],
-    open_charge = "s#, u# = {now}, 0 e# = (s# + {period}) * {tick}", open_check = "u#, e# = 0, {none}",
-    left = "{limit} - u#", used = "u#", resets = "e#",
-    retry = "if c# <= {limit} then q# = e# end",
-  },
-  { -- sliding window: its index, used, previous; g# is what counts
-    format = "I6I5I5", reads = "w#, u#, p#", writes = "w#, u#, p#",
-    load = [[
-      local e# = {now} - w# * {period}
-      if e# < 0 or e# >= {period} then
-        local t = {now}
-        e# = t % {period}
-        local w = (t - e#) / {period}
-        p# = w == w# + 1 and u# or 0
-        w#, u# = w, 0
-      end]],
-    weigh = [[
-      local g# = u#
-      if p# > 0 then
-        local x = p# * ({period} - e#) + ({period} - 1)
-        g# = u# + (x - x % {period}) / {period}
-      end]],
-    left = "{limit} - g#", used = "g#", resets = "(w# + 1) * ({period} * {tick})",
-    -- As in lib/bucket.lua: within this window, else at its end, else within the next one.
-    retry = [[
-      if c# <= {limit} then
-        local room, covered, k = {limit} - u# - c#, 0, nil
-        if room >= 0 then
-          local x = room * {period}
-          covered = (x - x % p#) / p#
-          k = (covered > 0 or u# == 0) and w# + 1
-        end
-        if not k then
-          local x = ({limit} - c#) * {period}
-          covered, k = (x - x % u#) / u#, w# + 2
-          if covered > {period} then covered = {period} end
-        end
-        q# = (k * {period} - covered) * {tick}
-      end]],
-  },
-  { -- token bucket: spent, fraction, tick of the last look
-    format = "I5I5I6", reads = "u#, f#, t#", writes = "u#, f#, k#",
-    load = [[
-      local k# = {now}
-      if k# > t# and u# > 0 then
-        local x = (k# - t#) * {limit}
-        if x >= u# * {period} then
-          u# = 0
-        else
-          x = x + f#
-          f# = x % {period}
-          u# = u# - (x - f#) / {period}
-        end
-      end
-      if u# <= 0 then u#, f# = 0, 0 end]],
-    left = "{capacity} - u#", used = "u#",
-    late = [[
-      local e# = {none}
-      if u# > 0 then
-        local x = u# * {period} - f# + ({limit} - 1)
-        e# = (k# + (x - x % {limit}) / {limit}) * {tick}
-        if e# >= {beyond} then e# = {none} end
-      end]],
-    resets = "e#",
-    retry = [[
-      if c# <= {capacity} then
-        local x = (u# + c# - {capacity}) * {period} - f# + ({limit} - 1)
-        q# = (k# + (x - x % {limit}) / {limit}) * {tick}
-        if q# >= {beyond} then q# = {none} end
-      end]],
-  },
-}
-
--- A pool that has grants, by their digest (lib/grants.lua), of which h is the head, x what is left there and y
--- what all others have: a charge that goes there as a whole. d# is what was drawn.
-local GRANTED = {
-  load = [[
-    if gi ~= {index} or now >= gu or now >= e# then return end
-    local d#, over, k#, m# = sunpack("<I7I7i7I2", r#)
-    if over > 0 or k# < 0 then return end
-    k# = k# + {limit}
-    m# = M#(m#, k# + d# + gx + gy)]],
-  charge = [[
-    if gh == 0 then
-      u# = u# + c#
-      if {bounded} and u# > k# then return end
-    else
-      gx = gx - c#
-      if gx < 0 then return end
-      d# = d# + c#
-      r# = spack("<I7c16", d#, sub(r#, 8))
-    end
-    if u# + d# >= m# then return end]],
-  check = "if {bounded} and gh == 0 and u# + c# > k# or gh > 0 and c# > gx then return end",
-  left = "(u# < k# and k# - u# or 0) + gx + gy", used = "(u# + d#)",
-}
-
 local function number(n)
   return n < 0 and format("(%.0f)", n) or format("%.0f", n)
 end
@@ -380,32 +254,35 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     balance[#balance + 1] = more
   end
   packed[shape.count + 1] = before
+  local held = has(flags, HOLDS)
   local figures_behind = ""
+  -- What stands behind the states that are charged; `kept`: it is written again, unchanged.
+  local function pass(pattern, names, kept)
+    reads[#reads + 1], read_names[#read_names + 1] = pattern, names
+    if kept then
+      writes[#writes + 1], write_values[#write_values + 1] = pattern, names
+    end
+  end
+  local to_the_end = bare or source
+  if parsed.tail > at and (to_the_end or granted or expires or held) then
+    pass("c" .. number(parsed.tail - at), "gap", to_the_end)
+  end
+  if expires then
+    pass("I6", "expires")
+  end
+  if held then
+    pass("I6", "due", to_the_end)
+    table.insert(code, 1, "if now >= due then return end") -- something comes back first
+  end
   if source then
-    local digest = parsed.tail > at and "c" .. number(parsed.tail - at) or ""
-    reads[#reads + 1], writes[#writes + 1] = digest .. "BBBI6I7I7", digest .. "BBBI6I7I7"
-    local names = (digest ~= "" and "gap, " or "") .. "gn, gi, gh, gu, gx, gy"
-    read_names[#read_names + 1], write_values[#write_values + 1] = names, names
+    pass("BBBI6I7I7", "gn, gi, gh, gu, gx, gy", true)
     figures_behind = "dd"
     -- Which grant a charge came from is for the long way to note.
     table.insert(code, 1, "if gn ~= 1 " .. (bare and "or gh > 0 " or "") .. "then return end")
-  elseif granted or bare and parsed.tail > at then
-    local gap = parsed.tail > at and "c" .. number(parsed.tail - at) or ""
-    if bare and gap ~= "" then
-      writes[#writes + 1], write_values[#write_values + 1] = gap, "gap"
-    end
-    reads[#reads + 1], read_names[#read_names + 1] = gap .. (granted and "BB" or ""), gap ~= "" and "gap" or nil
-    if granted then
-      -- Those of other records may be for a pool that is charged here.
-      read_names[#read_names + 1] = "gn, gi"
-      table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
-    end
-  end
-  if expires then
-    if parsed.tail > at then
-      reads[#reads + 1], read_names[#read_names + 1] = "c" .. number(parsed.tail - at), "gap"
-    end
-    reads[#reads + 1], read_names[#read_names + 1] = "I6", "expires"
+  elseif granted then
+    -- Those of other records may be for a pool that is charged here.
+    pass("BB", "gn, gi")
+    table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
   end
   local text = { "local call, sunpack, spack, sub, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
   for t = 2, #packed do
@@ -420,10 +297,11 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
   else
     add("return function(%srec, now, context, amounts)", (level or bare) and "" or "key, ")
     if granted then
-      add("if #rec < %d then return end", parsed.tail + 22)
+      add("if #rec < %d then return end", parsed.tail + 22 + (held and 6 or 0))
     else
       -- Books may stand behind the state, of any length.
-      add("if #rec %s %d then return end", has(flags, BOOKS) and "<=" or "~=", parsed.tail - 1 + (expires and 6 or 0))
+      local size = parsed.tail - 1 + (expires and 6 or 0) + (held and 6 or 0)
+      add("if #rec %s %d then return end", has(flags, BOOKS) and "<=" or "~=", size)
     end
   end
   if shape.count > 0 then
@@ -453,8 +331,8 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     end
     local rest = ""
     if bare then
-      local behind = has(flags, BOOKS) and format(" .. sub(rec, %d)", parsed.tail + (source and 23 or 0)) or ""
-      rest = ", " .. slice .. behind .. ", now"
+      local size = parsed.tail + (held and 6 or 0) + (source and 23 or 0)
+      rest = ", " .. slice .. (has(flags, BOOKS) and format(" .. sub(rec, %d)", size) or "") .. ", now"
     end
     figures = figures .. figures_behind
     add('return spack("<c4ddc0%s", OPENING, now, balance, %s)%s', figures, concat(answers, ", "), rest)

@@ -217,7 +217,7 @@ function plain.prepare(asked, count, names, op_key)
   for i = 1, count do
     local level = levels[i]
     local flags = level.flags
-    local plain_flags = level.rec and flags < IMPLIED and flags % GRANTS <= TTL + FIRST and not has(flags, VAR)
+    local plain_flags = level.rec and flags < IMPLIED and not has(flags, VAR)
     if plain_flags and level.parsed then
       prepare(asked, level, count > 1 and i or op_key and BESIDE or 0, names)
     end

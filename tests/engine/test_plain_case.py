@@ -111,6 +111,13 @@ class Records:
         record = self.raw.client.get(key)
         self.raw.client.set(key, record[:1] + b"\x05" + record[2:] + struct.pack("<Q", at)[:6])
 
+    def held(self, until: int) -> None:
+        """Makes the root's record one that has a hold, which ends then."""
+        key = self.ways[0][0]
+        record = self.raw.client.get(key)
+        flags = bytes([record[1] | 8])
+        self.raw.client.set(key, record[:1] + flags + record[2:] + struct.pack("<Q", until)[:6])
+
     def spread(self) -> list[bytes | None]:
         """Copies the first to the others. Returns what they hold."""
         values = self.raw.client.mget(self.ways[0])
@@ -231,6 +238,22 @@ def test_a_record_that_carries_its_expiry_is_charged_plainly_while_that_is_far(r
     assert records.plainly("consume", 0, NOW + 3 * 120_000, "a", [1]) is None
 
 
+@pytest.mark.parametrize("policies", [[FOUR], [BUCKETS], [POOLS, FOUR]])
+def test_a_record_with_holds_is_charged_plainly_until_one_ends(
+    raw: Raw, policies: list[Policy]
+) -> None:
+    records = Records(raw, policies)
+    records.make(NOW)
+    records.held(NOW + 50)
+    for _ in range(2):
+        records.charge("consume", 0, NOW, "c", [1])
+    before = raw.client.get(records.ways[0][0])
+    assert records.plainly("consume", 0, NOW + 49, "c", [1])
+    after = raw.client.get(records.ways[0][0])
+    assert (len(after), after[-6:]) == (len(before), struct.pack("<Q", NOW + 50)[:6])
+    assert records.plainly("consume", 0, NOW + 50, "c", [1]) is None
+
+
 def test_no_more_functions_are_kept_than_the_collector_should_walk(switched: Path) -> None:
     root = switched.with_name("few")
     shutil.copytree(switched, root)
@@ -318,6 +341,9 @@ def compare(raw: Raw, rng: random.Random, number: int, steps: int, seen: Counter
     windows = [limit for limit in limits[0] if isinstance(limit, Bucket) and not limit.burst]
     if depth == 1 and len(windows) == len(limits[0]) and max(w.per_ms for w in windows) > 5000:
         records.expiring(now + 5 * DAY)  # and no TTL runs out under the test
+    if rng.random() < 0.3:
+        records.held(now + 10_000 * DAY)
+        seen["held"] += 1
     asked = rng.sample(ASKED, 2)
     for step in range(steps):
         now = max(NOW, now + rng.choice(STEPS) - rng.choice((0, 0, 0, 2)))
@@ -349,5 +375,5 @@ def test_every_way_says_and_stores_the_same(raw: Raw) -> None:
     for verb in ("consume", "report", "check"):
         assert seen[verb] > 30, seen
         assert seen[f"{verb} path"] > 5, seen
-    for kind in ("consume op", "consume op path", "consume refused", "check refused"):
+    for kind in ("consume op", "consume op path", "consume refused", "check refused", "held"):
         assert seen[kind] > 5, seen
