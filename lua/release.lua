@@ -12,11 +12,15 @@
 --       7 holds, 8 due
 -- WRITES the records, their holds, and the end of the hold; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   change record open store op charge finish
+--   change record open store op charge kinds compile finish quick slow
 -- @flags allow-oom
 local function release(keys, args)
   if #args ~= 5 or args[3] == "" then
     bad("release takes 5 arguments, the third not empty")
+  end
+  local ended = quick.release(keys, args)
+  if ended then
+    return ended
   end
   local id = finish.id(args[5])
   local passed = { args[1], args[2], "", "", args[3], args[4] }

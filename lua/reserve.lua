@@ -10,10 +10,14 @@
 -- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id; events,
 --       outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   change record open store op charge finish
+--   change record open store op charge kinds compile finish quick slow
 local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")
+  end
+  local made = quick.reserve(keys, args)
+  if made then
+    return made
   end
   local amount_count = charge.amounts(args[4])
   local id, ttl = finish.id(args[7]), finish.ttl(args[8])
@@ -39,5 +43,10 @@ local function reserve(keys, args)
   charge.slices(count, now)
   finish.put(count, id, now + ttl, split_names(args[3]), charge.listed(amount_count), now)
   local note = op_key and charge.note(count, RESERVED, args[3], args[4], total)
-  return charge.commit(count, now, args, op_key, answer, note) or answer
+  local lacking = charge.commit(count, now, args, op_key, answer, note)
+  if lacking then
+    return lacking
+  end
+  quick.prepare(count, args[3])
+  return answer
 end

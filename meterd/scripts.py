@@ -48,6 +48,8 @@ LIBRARIES = (
     "plain",
     "spend",
     "finish",
+    "quick",
+    "slow",
     "assign",
     "apikey",
 )
@@ -59,8 +61,8 @@ ENTRIES = (
     "keys_create", "keys_verify", "keys_update", "keys_rotate", "keys_point",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
-_KEPT = frozenset({"kinds", "compile", "plain"})
-_ONCE = frozenset({"once"})
+_KEPT = frozenset({"kinds", "compile", "plain", "quick"})
+_ONCE = frozenset({"once", "slow"})
 READ_ONLY = frozenset({"check", "usage", "operation"})
 
 

@@ -10,7 +10,8 @@
 local compile = {}
 
 local MOST_LIMITS, MOST_NAMES = 8, 8 -- a function has 250 registers
-local REFUSAL = 0 -- besides what plain.answer is asked for: the answer of buckets that refuse
+-- Besides what plain.answer is asked for: the answer of buckets that refuse; a charge that is held; the end of a hold.
+local REFUSAL, RESERVE, COMMIT = 0, 4, 5
 local UNTOUCHED = ("\0"):rep(23) -- drawn, over, carried and marks of a pool that has none
 local OPENING, REFUSED = "\0\0\1\1", "\0\4\0\1" -- status, code OK or RATE_LIMITED, allowed, one section
 
@@ -32,11 +33,11 @@ function compile.can(shape)
   return true
 end
 
--- The sum of the amounts that reach a limit.
-local function cost(target)
+-- The sum of the amounts that reach a limit; `letter` is what they are called by.
+local function cost(target, letter)
   local sum = {}
   for i, term in ipairs(target.terms or { { target.term, target.factor } }) do
-    sum[i] = "a" .. term[1] .. (term[2] == 1 and "" or " * " .. number(term[2]))
+    sum[i] = letter .. term[1] .. (term[2] == 1 and "" or " * " .. number(term[2]))
   end
   return concat(sum, " + ")
 end
@@ -108,11 +109,12 @@ local function limit_code(code, t, target, asked, granted)
     now_ticks = format("((now - now %% %s) / %s)", tick, tick)
   end
   local unlimited = L.limit == NONE
+  local charging, ending = asked == CHARGE or asked == RESERVE, asked == COMMIT
   local constants = {
     limit = number(L.limit), capacity = L.capacity and number(L.capacity), period = L.period and number(L.period),
     tick = tick, now = now_ticks, never = number(NEVER), none = number(NONE), beyond = number(-NONE),
     first = L.kind == POOL and not unlimited and number(next_mark(L, 0, L.limit)) or "0",
-    open = asked == CHARGE and kind.open_charge or kind.open_check,
+    open = charging and kind.open_charge or ending and "return" or kind.open_check,
     index = number(L.index + 128), bounded = tostring(not unlimited),
   }
   local function fill(text)
@@ -125,7 +127,12 @@ local function limit_code(code, t, target, asked, granted)
     lines[#lines + 1] = text
   end
   local left, capacity = kind.left, L.capacity or L.limit
-  add("local c# = " .. cost(target))
+  add("local c# = " .. cost(target, "a"))
+  if ending then
+    add("local b# = " .. cost(target, "h") .. " - c#")
+    add("if b# > 0 then changed = true end")
+    add(kind.before or "")
+  end
   if granted then
     constants.limit = unlimited and "0" or constants.limit
     add(GRANTED.load)
@@ -140,12 +147,15 @@ local function limit_code(code, t, target, asked, granted)
     add("if u# + c# " .. (granted and "+ d# " or "") .. "> " .. number(MAX_COUNTER) .. " then return end")
   end
   if granted then
-    add(asked == CHARGE and GRANTED.charge or GRANTED.check)
-  elseif asked == CHARGE then
+    add(charging and GRANTED.charge or GRANTED.check)
+  elseif charging then
     add("u# = u# + c#")
     if L.kind == POOL and not unlimited then
       add(kind.say)
     end
+  elseif ending then
+    add(kind.back)
+    add("u# = u# - b# if u# < 0 then return end")
   end
   if kind.weigh then
     add(kind.weigh)
@@ -162,7 +172,7 @@ local function limit_code(code, t, target, asked, granted)
       add("if c# > l# + " .. number(L.overage) .. " then return end")
     end
   elseif not unlimited then
-    local least = asked == CHARGE and "0" or "c#"
+    local least = (charging or ending) and "0" or "c#"
     add("if l# < " .. least .. " then return refuse and refuse(rec, now, amounts) end")
   end
   if kind.late then
@@ -194,6 +204,63 @@ local function granted_head(shape, level, granted)
   return number_of and spack("<BBI2", level or 1, shape.count, #described) .. described, number_of
 end
 
+-- The amounts of a hold, in the words of its entry (hold.words), and how much of them is kept: `amounts` (empty: all),
+-- or with `all_back` nothing.
+local function held_code(shape, lengths)
+  local n, size, pattern, names, tests, kept, fits = shape.names, -8, ">", {}, {}, {}, {}
+  for w = 1, #lengths do
+    pattern, size = pattern .. "c" .. number(lengths[w]) .. (w < #lengths and "I8" or ""), size + lengths[w] + 8
+    names[2 * w - 1], tests[w] = "w" .. w, format("w%d ~= W%d", w, w)
+    if w < #lengths then
+      names[2 * w] = w == 1 and "expiry" or w <= n + 1 and "h" .. w - 1 or "v" .. w - n - 1
+    end
+  end
+  for j = 1, n do
+    kept[j], fits[j] = "a" .. j, format("a%d >= 0 and a%d <= h%d and a%d %% 1 == 0", j, j, j, j)
+  end
+  local amounts_held = concat(kept, ", "):gsub("a", "h")
+  return format([[
+    if #raw ~= %d then return end
+    local %s = sunpack("%s", raw)
+    if %s then return end
+    local %s = %s
+    if all_back then
+      %s = %s
+    elseif amounts ~= "" then
+      if #amounts ~= %d then return end
+      %s = sunpack("<%s", amounts)
+      if not (%s) then return end
+    end]],
+    size, concat(names, ", "), pattern, concat(tests, " or "), concat(kept, ", "), amounts_held,
+    concat(kept, ", "), ("0, "):rep(n - 1) .. "0", 8 * n, concat(kept, ", "), ("d"):rep(n), concat(fits, " and "))
+end
+
+-- An expression for the entry of a hold, whose parts are known by `marks`.
+local function entry_code(shape, marks)
+  local values = { "W1", "expiry" }
+  for j = 1, shape.names do
+    values[#values + 1], values[#values + 2] = "W" .. j + 1, "a" .. j
+  end
+  for t = 1, shape.count do
+    values[#values + 1], values[#values + 2] = "W" .. shape.names + t + 1, marks[t]
+  end
+  values[#values + 1] = "W" .. shape.names + shape.count + 2
+  return format('spack(">%sc0", %s)', ("c0I8"):rep(1 + shape.names + shape.count), concat(values, ", "))
+end
+
+-- Expressions for what the end of a hold notes: what was used by cost name, and by limit (as charge.sources).
+local function kept_code(shape, add)
+  local kept, some, shares = {}, {}, {}
+  for j = 1, shape.names do
+    kept[j] = "a" .. j
+  end
+  for t = 1, shape.count do
+    some[t], shares[t] = format("c%d > 0", t), format("{ %d, c%d, v%d, 0 }", t, t, t)
+  end
+  add("if not (%s) then return end", concat(some, " and "))
+  return format('spack("<%s", %s), mpack({ %s })', ("d"):rep(#kept), concat(kept, ", "), concat(shares, ", "))
+end
+
 -- What lets a record pass as one of the caller's catalog: brought to its revision, and of the group to join
 -- or the very policy where the call says so, which concerns the root.
 local function check_code(parsed, level, charging, expires)
@@ -214,12 +281,16 @@ end
 
 -- The text of the function, and the values that come into it: packed bytes, then what knows of marks.
 local function write(parsed, shape, asked, flags, level, granted, bare)
-  local expires = has(flags, TTL)
-  local charging, refusal = asked == CHARGE, asked == REFUSAL
+  local expires, held = has(flags, TTL), has(flags, HOLDS)
+  local reserving, ending, refusal = asked == RESERVE, asked == COMMIT, asked == REFUSAL
+  local charging = asked == CHARGE or reserving
   local code, packed, marked, marks = {}, {}, {}, {}
   local reads, read_names = { "<I4I6" }, { "rev, seen" }
   local writes, write_values = { bare and "<c14I6" or "<I6" }, { bare and "rec, now" or "now" }
-  local answers, balance = {}, {}
+  if reserving then
+    writes[1], write_values[1] = "<c2c12I6", "FLAGGED, sub(rec, 3, 14), now"
+  end
+  local answers, balance, known_by = {}, {}, {}
   local at, before = HEADER + 1, shape.count > 0 and policy.head(shape, level or 1) or ""
   local head, source = granted_head(shape, level, granted)
   before = head or before
@@ -238,9 +309,10 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     end
     at = L.offset + L.size
     reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
-    local brief = not (bare or source) and t == shape.count and kind.brief
+    local brief = not (bare or source or ending) and t == shape.count and kind.brief
     writes[#writes + 1] = brief or kind.format
-    write_values[#write_values + 1] = fill(brief and kind.brief_writes or kind.writes)
+    local values = ending and kind.unless_kept or brief and kind.brief_writes or kind.writes
+    write_values[#write_values + 1] = fill(values)
     if refusal then
       packed[t], before = before, ""
       local limit = number(L.limit)
@@ -249,12 +321,12 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
       -- What never differs is packed now: the end of what stands before, and the limit.
       packed[t] = before .. spack("<Bd", 1, L.limit)
       before = spack("<d", NONE)
-      answers[t] = fill("P#, " .. used .. ", l#, 0, " .. (charging and "c#" or "0") .. ", " .. kind.resets)
+      answers[t] = fill("P#, " .. used .. ", l#, 0, " .. ((charging or ending) and "c#" or "0") .. ", " .. kind.resets)
     end
     balance[#balance + 1] = more
+    known_by[t] = fill(kind.mark)
   end
   packed[shape.count + 1] = before
-  local held = has(flags, HOLDS)
   local figures_behind = ""
   -- What stands behind the states that are charged; `kept`: it is written again, unchanged.
   local function pass(pattern, names, kept)
@@ -263,7 +335,7 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
       writes[#writes + 1], write_values[#write_values + 1] = pattern, names
     end
   end
-  local to_the_end = bare or source
+  local to_the_end = bare or source or ending
   if parsed.tail > at and (to_the_end or granted or expires or held) then
     pass("c" .. number(parsed.tail - at), "gap", to_the_end)
   end
@@ -271,8 +343,11 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     pass("I6", "expires")
   end
   if held then
-    pass("I6", "due", to_the_end)
+    pass("I6", "due", bare or source)
     table.insert(code, 1, "if now >= due then return end") -- something comes back first
+  end
+  if reserving and not held then
+    writes[#writes + 1], write_values[#write_values + 1] = "I6", "expiry"
   end
   if source then
     pass("BBBI6I7I7", "gn, gi, gh, gu, gx, gy", true)
@@ -284,18 +359,34 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     pass("BB", "gn, gi")
     table.insert(code, 1, format("if gn ~= 1 or gi %% 128 ~= %d then return end", granted))
   end
-  local text = { "local call, sunpack, spack, sub, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse, P1" }
+  local text = { "local call, sunpack, spack, sub, mpack, small, plain_amount, groups, FP, OPENING, UNTOUCHED, refuse" }
+  text[1] = text[1] .. ", P1"
   for t = 2, #packed do
     text[1] = text[1] .. ", P" .. t
   end
   local function add(line, ...)
     text[#text + 1] = format(line, ...)
   end
+  local lengths
+  if reserving or ending then
+    local words
+    words, lengths = hold.words(shape)
+    marked[#marked + 1], marks[#marks + 1] = ", FLAGGED", char(LAYOUT, held and flags or flags + HOLDS)
+    for w = 1, #words do
+      marked[#marked + 1], marks[#marks + 1] = ", W" .. w, words[w]
+    end
+  end
   text[1] = text[1] .. concat(marked) .. " = ..."
   if refusal then
     add("return function(rec, now, amounts)")
   else
-    add("return function(%srec, now, context, amounts)", (level or bare) and "" or "key, ")
+    if ending then
+      add("return function(rec, now, context, amounts, raw, all_back)")
+    elseif reserving then
+      add("return function(rec, now, context, amounts, ttl)")
+    else
+      add("return function(%srec, now, context, amounts)", (level or bare) and "" or "key, ")
+    end
     if granted then
       add("if #rec < %d then return end", parsed.tail + 22 + (held and 6 or 0))
     else
@@ -304,12 +395,23 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
       add("if #rec %s %d then return end", has(flags, BOOKS) and "<=" or "~=", size)
     end
   end
-  if shape.count > 0 then
+  if ending then
+    add("%s", held_code(shape, lengths))
+  elseif shape.count > 0 then
     add("%s", amounts_code(shape.names))
   end
   add('local %s = sunpack("%s", rec, 11)', concat(read_names, ", "), concat(reads))
   add("%s", refusal and "local any" or check_code(parsed, level, charging, expires))
+  if reserving then
+    add("local expiry = now + ttl")
+  end
+  if ending then
+    add("local changed = false")
+  end
   add("%s", concat(code, "\n"))
+  if reserving and held then
+    add("if expiry < due then due = expiry end")
+  end
   add("local balance = %s", balance[1] or number(level and -NONE or NONE))
   for b = 2, #balance do
     add("local more = %s if more < balance then balance = more end", balance[b])
@@ -326,11 +428,16 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
   elseif level then
     add('return spack("<c0%s", %s), balance, %s', figures .. figures_behind, concat(answers, ", "), slice)
   else
-    if charging and not bare then
-      add('call("SETRANGE", key, "14", %s)', slice)
-    end
     local rest = ""
-    if bare then
+    if ending then
+      add("local slice = %s", slice)
+      add("if all_back then return all_back, changed, slice, now, due, expiry end")
+      rest = ", changed, slice, now, due, expiry, " .. kept_code(shape, add)
+    elseif reserving then
+      rest = format(", %s, %s, expiry", slice, entry_code(shape, known_by))
+    elseif charging and not bare then
+      add('call("SETRANGE", key, "14", %s)', slice)
+    elseif bare then
       local size = parsed.tail + (held and 6 or 0) + (source and 23 or 0)
       rest = ", " .. slice .. (has(flags, BOOKS) and format(" .. sub(rec, %d)", size) or "") .. ", now"
     end
@@ -363,7 +470,7 @@ local function make(parsed, shape, asked, flags, level, refuse, granted, bare)
   local opening = asked == REFUSAL and REFUSED or OPENING
   return chunk
     and chunk(
-      call, sunpack, spack, sub, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse,
+      call, sunpack, spack, sub, mpack, small, plain_amount, parsed.groups, parsed.fp, opening, UNTOUCHED, refuse,
       spread(packed)
     )
 end
@@ -379,8 +486,22 @@ end
 --   f(record, now, context, amounts) returns the answer, the new record, and the instant.
 function compile.form(parsed, shape, asked, flags, level, granted, bare)
   local refuse
-  if asked ~= REPORT and not (level or granted or bare) then
+  if asked == REPORT then
+    asked = CHARGE
+  elseif asked < RESERVE and not (level or granted or bare) then
     refuse = make(parsed, shape, REFUSAL, 0, nil, nil)
   end
-  return make(parsed, shape, asked == CHECK and CHECK or CHARGE, flags, level, refuse, granted, bare)
+  return make(parsed, shape, asked, flags, level, refuse, granted, bare)
+end
+
+-- The functions for reservations: on a record without open holds (`flags` are its own), on one with some,
+--   f(record, now, context, amounts, ttl) returns the answer, the new record, the entry of the hold, its expiry;
+-- and to end one that was made by these,
+--   f(record, now, context, amounts, entry, all_back) returns the answer (`all_back`, if that is given), whether
+--   states change, the record's bytes from 15 on up to their end, the instant, when the first hold of the record
+--   expires, when this one does, and for the note what was used, by cost name and by limit.
+function compile.holding(parsed, shape, flags)
+  return make(parsed, shape, RESERVE, flags, nil, nil, nil, true),
+    make(parsed, shape, RESERVE, flags + HOLDS, nil, nil, nil, true),
+    make(parsed, shape, COMMIT, flags + HOLDS)
 end

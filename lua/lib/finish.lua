@@ -81,13 +81,7 @@ function finish.put(count, id, expiry, names, amounts_held, now)
       local target, s = shape[t], hands[k + t]
       local L = s.limit
       if s.applied > 0 then
-        local factors = {}
-        for j = 1, #names do
-          factors[j] = target.terms and 0 or target.term == j and target.factor or 0
-        end
-        for _, term in ipairs(target.terms or {}) do
-          factors[term[1]] = factors[term[1]] + term[2]
-        end
+        local factors = hold.factors(target, #names)
         charged[#charged + 1] = {
           name = L.name, kind = L.kind, gen = hold.generation(level, L.name), mark = L:mark(now, s),
           over = L.kind == POOL and s.beyond or 0, factors = factors, sources = s.taken,

@@ -103,6 +103,40 @@ function hold.encode(entry)
   return mpack({ entry.expiry, entry.names, entry.amounts, entry.tallied, parts })
 end
 
+-- How a part of a limit counts the amounts of `n` cost names.
+function hold.factors(target, n)
+  local factors = {}
+  for j = 1, n do
+    factors[j] = target.terms and 0 or target.term == j and target.factor or 0
+  end
+  for _, term in ipairs(target.terms or {}) do
+    factors[term[1]] = factors[term[1]] + term[2]
+  end
+  return factors
+end
+
+-- The bytes of an entry as lib/compile.lua writes it, between the numbers that differ: expiry, amounts, marks, each
+-- of 8 bytes. Every limit of the shape has a part, nothing is tallied. Returns them, and how long they are.
+function hold.words(shape)
+  local names, zeros, words = split_names(shape.key), {}, { "\149\207" }
+  for j = 1, #names do
+    words[j + 1], zeros[j] = "\207", 0
+  end
+  words[2] = mpack(names) .. char(144 + #names, 207)
+  local before = mpack(zeros) .. char(144 + shape.count)
+  for t = 1, shape.count do
+    local L = shape[t].limit
+    words[#words + 1] = before .. "\150" .. mpack(L.name) .. mpack(L.kind) .. "\0\207"
+    before = "\0" .. mpack(hold.factors(shape[t], #names))
+  end
+  words[#words + 1] = before
+  local lengths = {}
+  for w, word in ipairs(words) do
+    lengths[w] = #word
+  end
+  return words, lengths
+end
+
 -- Units of a part: what the hold's amounts, or other amounts for the same names, come to.
 function hold.units(part, amounts)
   local total = 0

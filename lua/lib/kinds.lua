@@ -5,8 +5,9 @@
 -- `brief`: as much of the format as a charge can change, of `brief_writes`. `load` brings the state to now,
 -- `left` says what is left, `late` prepares the figures `used` and `resets`. `#` stands for the number of the
 -- limit, {a name} for one of its constants; c# is the amount, u# counts what is used, m# is the use at which a
--- pool has something to say. `retry` sets
--- q# to when a bucket that refuses would not.
+-- pool has something to say. `retry` sets q# to when a bucket that refuses would not. `mark` is what a hold knows its
+-- charge by; `back` looks, by the mark v#, whether b# may be given back; what `before` keeps is written, as
+-- `unless_kept`, where nothing is.
 local KINDS = {
   { -- pool: start, end, anchor, used, the rest
     format = "c6I6c6I7c23", reads = "s#, e#, n#, u#, r#", writes = "s#, e#, n#, u#, r#",
@@ -23,6 +24,7 @@ local KINDS = {
       end]],
     say = "if u# >= m# then return end",
     left = "{limit} - u#", used = "u#", resets = "e# == {never} and {none} or e#",
+    mark = '(sunpack("<I6", s#))', back = 'if (sunpack("<I6", s#)) ~= v# then return end',
   },
   { -- fixed window: start, used; s# is false where it is closed
     format = "I6I5", reads = "s#, u#", writes = "s#, u#",
@@ -34,6 +36,7 @@ local KINDS = {
     open_charge = "s#, u# = {now}, 0 e# = (s# + {period}) * {tick}", open_check = "u#, e# = 0, {none}",
     left = "{limit} - u#", used = "u#", resets = "e#",
     retry = "if c# <= {limit} then q# = e# end",
+    mark = "s# * {tick}", back = "if s# * {tick} ~= v# then return end",
   },
   { -- sliding window: its index, used, previous; g# is what counts
     format = "I6I5I5", reads = "w#, u#, p#", writes = "w#, u#, p#",
@@ -53,6 +56,7 @@ local KINDS = {
         g# = u# + (x - x % {period}) / {period}
       end]],
     left = "{limit} - g#", used = "g#", resets = "(w# + 1) * ({period} * {tick})",
+    mark = "w#", back = "if w# ~= v# then return end",
     -- As in lib/bucket.lua: within this window, else at its end, else within the next one.
     retry = [[
       if c# <= {limit} then
@@ -86,6 +90,18 @@ local KINDS = {
       end
       if u# <= 0 then u#, f# = 0, 0 end]],
     left = "{capacity} - u#", used = "u#",
+    -- As in lib/bucket.lua: what has come back meanwhile is taken off. Where nothing is given back the state stays.
+    mark = "now", before = "local i#, j#, o# = u#, f#, t#", unless_kept = "i#, j#, o#",
+    back = [[
+      if b# > 0 then
+        local o = k# - (v# - v# % {tick}) / {tick}
+        local z = o % {period} * {limit} + ({period} - 1)
+        z = (o - o % {period}) / {period} * {limit} + (z - z % {period}) / {period}
+        local all, kept = b# + c# - z, c# - z
+        b# = (all > 0 and all or 0) - (kept > 0 and kept or 0)
+        if b# >= u# then b#, f# = u#, 0 end
+        i#, j#, o# = u# - b#, f#, k#
+      end]],
     late = [[
       local e# = {none}
       if u# > 0 then

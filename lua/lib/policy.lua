@@ -387,6 +387,7 @@ function policy.shape(parsed, text)
   local shape = parsed.shapes[text]
   if not shape then
     shape = make_shape(parsed, text)
+    shape.key = text
     if parsed.shape_count >= 64 then
       parsed.shapes, parsed.shape_count = {}, 0
     end
