@@ -20,7 +20,7 @@ local function commit(keys, args)
   if #args ~= 7 then
     bad("commit takes 7 arguments")
   end
-  local ended = quick.commit(keys, args)
+  local ended, values, instant = quick.commit(keys, args)
   if ended then
     return ended
   end
@@ -34,7 +34,7 @@ local function commit(keys, args)
     bad("amounts: one per cost name")
   end
   local id = finish.id(args[7])
-  local count, now, end_key, entries, any = finish.read(keys, args, id)
+  local count, now, end_key, entries, any = finish.read(keys, args, id, values, instant)
   if not count then
     return now
   end

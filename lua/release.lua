@@ -18,13 +18,13 @@ local function release(keys, args)
   if #args ~= 5 or args[3] == "" then
     bad("release takes 5 arguments, the third not empty")
   end
-  local ended = quick.release(keys, args)
+  local ended, values, instant = quick.release(keys, args)
   if ended then
     return ended
   end
   local id = finish.id(args[5])
   local passed = { args[1], args[2], "", "", args[3], args[4] }
-  local count, now, end_key, entries, any = finish.read(keys, passed, id)
+  local count, now, end_key, entries, any = finish.read(keys, passed, id, values, instant)
   if not count then
     return now
   end

@@ -15,13 +15,13 @@ local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")
   end
-  local made = quick.reserve(keys, args)
+  local made, values, instant = quick.reserve(keys, args)
   if made then
     return made
   end
   local amount_count = charge.amounts(args[4])
   local id, ttl = finish.id(args[7]), finish.ttl(args[8])
-  local count, now, op_key = charge.read(keys, args)
+  local count, now, op_key = charge.read(keys, args, values, instant)
   if not count then
     return now
   end

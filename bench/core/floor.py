@@ -46,7 +46,7 @@ class Measured:
     def __init__(
         self, name: str, stat: str, commands: list[bytes], fresh: bytes = b"", per: int = 1
     ) -> None:
-        """`fresh`: a letter and zeros; every run puts that letter and a new number there.
+        """`fresh`: a letter and zeros; every decision puts that letter and a new number there.
 
         `per`: how many commands, one after another, make one decision.
         """
@@ -65,7 +65,9 @@ class Measured:
         if self._fresh:
             letter, width = self._fresh[:1], len(self._fresh) - 1
             batch = [
-                packed.replace(self._fresh, b"%b%0*d" % (letter, width, self._at + i + 1))
+                packed.replace(
+                    self._fresh, b"%b%0*d" % (letter, width, (self._at + i) // self._per + 1)
+                )
                 for i, packed in enumerate(batch)
             ]
         self._at += count

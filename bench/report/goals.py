@@ -13,7 +13,7 @@ from ..peers import everybody
 from ..peers.bare import ASYNC_NAME
 from ..peers.ours import NAME
 from ..peers.redis_py import FCALL
-from ..scenarios import keys
+from ..scenarios import keys, money
 from ..scenarios.export import DRAINED
 from ..scenarios.imports import WITH_METER
 from ..scenarios.local import CACHED, LEASE
@@ -117,6 +117,18 @@ def judged(findings: Iterable[Finding]) -> list[GoalRow]:
         judge.ratio(
             at_most("server time of verifying an API key, over `consume` on its path", 1.3),
             "verify", keys.VERIFY, keys.CONSUME,
+        ),
+        judge.ratio(
+            at_most("server time with 8 live grants, over a plain `consume`", 1.4),
+            "money", money.GRANTED, money.CONSUME,
+        ),
+        judge.ratio(
+            at_most("server time with an operation id, over a plain `consume`", 1.5),
+            "money", money.WITH_OP, money.CONSUME,
+        ),
+        judge.ratio(
+            at_most("server time of reserve and commit together, over a plain `consume`", 2.5),
+            "money", money.HELD, money.CONSUME,
         ),
         judge.over_best(
             at_least("async, 64 tasks, one limit, over the best peer", 12),

@@ -38,8 +38,8 @@ end
 
 -- Reads as charge.read does, for a call that ends a hold: one that is open counts before the end of another
 -- of its id. Returns what that does, and what finish.find does.
-function finish.read(keys, args, id)
-  local count, now, end_key, stored = charge.read(keys, args, nil, nil, true)
+function finish.read(keys, args, id, values, instant)
+  local count, now, end_key, stored = charge.read(keys, args, values, instant, true)
   if not count then
     return nil, now
   end

@@ -22,25 +22,28 @@ local function go_together(key, hash, order)
   return hash == head .. "h" .. tail and order == head .. "x" .. tail
 end
 
--- As reserve; nil: it takes the long way, and nothing was written.
+-- As reserve. Or nil: it takes the long way, and nothing was written; then what is stored under the keys and the
+-- instant of the call, as far as they are known by now.
 function quick.reserve(keys, args)
   local context = contexts[args[2]]
   if #keys ~= 3 or args[5] ~= "" or args[6] ~= ONLY_HOLDS or not context then
     return nil
   end
+  local id, ttl = finish.id(args[7]), finish.ttl(args[8])
   local rec = call("GET", keys[1])
   local by_names = rec and making[sub(rec, 1, 10)]
-  local form, id, ttl = by_names and by_names[args[3]], finish.id(args[7]), finish.ttl(args[8])
+  local form = by_names and by_names[args[3]]
   if not form or not go_together(keys[1], keys[2], keys[3]) then
-    return nil
+    return nil, { rec }
   end
-  local answer, whole, entry, expiry = form(rec, clock(args[1]), context, args[4], ttl)
+  local now = clock(args[1])
+  local answer, whole, entry, expiry = form(rec, now, context, args[4], ttl)
   if not answer then
-    return nil
+    return nil, { rec }, now
   elseif #whole > #rec then
     call("SET", keys[1], whole)
   elseif call("HEXISTS", keys[2], id) == 1 or call("HLEN", keys[2]) >= MOST_HOLDS then
-    return nil
+    return nil, { rec }, now
   else
     call("SETRANGE", keys[1], "14", sub(whole, 15))
   end
@@ -49,18 +52,20 @@ function quick.reserve(keys, args)
   return answer
 end
 
--- Ends the hold `id`: answers, writes; nil: it takes the long way, and nothing was written. `names`, `used`: what of
--- it was used, empty: all. `all_back`: what to answer where all of it goes back.
+-- Ends the hold `id`, and returns as quick.reserve. `names`, `used`: what of it was used, empty: all. `all_back`: what
+-- to answer where all of it goes back.
 local function end_one(keys, now_text, context, names, used, op_text, id, all_back)
   context = contexts[context]
   if #keys ~= 4 or not context or not op.check(op_text, keys[2]) or not go_together(keys[1], keys[3], keys[4]) then
     return nil
   end
-  local rec = call("GET", keys[1])
+  id = finish.id(id)
+  local values = call("MGET", keys[1], keys[2])
+  local rec = values[1]
   local forms = rec and ending[sub(rec, 1, 10)]
-  local raw = forms and call("HGET", keys[3], finish.id(id))
+  local raw = forms and call("HGET", keys[3], id)
   if not raw then
-    return nil
+    return nil, values
   end
   local now, made = clock(now_text), nil
   local answer, changed, slice, at, due, expiry, packed, shares
@@ -74,7 +79,7 @@ local function end_one(keys, now_text, context, names, used, op_text, id, all_ba
     end
   end
   if not made then
-    return nil
+    return nil, values, now
   end
   local note
   if all_back then
@@ -84,7 +89,7 @@ local function end_one(keys, now_text, context, names, used, op_text, id, all_ba
   end
   local first = due
   if expiry <= due then
-    due = hold.next_due({ order = keys[4] }, at, id)
+    due = call("HLEN", keys[3]) > 1 and hold.next_due({ order = keys[4] }, at, id) or nil
   end
   local value, px = op.value(op_text, at, answer, now_text ~= "", note)
   if changed or due ~= first then
