@@ -108,7 +108,7 @@ def test_an_operation_is_given_back_once(
 def test_an_unknown_outcome_is_looked_up(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
-    meter = either(proxy.url, prefix=prefix, timeout=0.2)
+    meter = either(proxy.url, prefix=prefix, timeout=1)
     meter.consume("acme", "credits", 5)
     sent: list[int] = []
 
@@ -136,7 +136,7 @@ def test_an_unknown_outcome_is_looked_up(
 def test_a_refund_that_nobody_answers(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str
 ) -> None:
-    meter = either(proxy.url, prefix=prefix, timeout=0.2)
+    meter = either(proxy.url, prefix=prefix, timeout=1)
     for op in ("seen", "x"):
         meter.consume("acme", "credits", 7, op=op)
     meter.refund("acme", of="seen")  # so that the server has the script
@@ -152,7 +152,7 @@ def test_a_refund_that_nobody_answers(
 def test_nothing_comes_back_at_all(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str
 ) -> None:
-    meter = either(proxy.url, prefix=prefix, timeout=0.6)
+    meter = either(proxy.url, prefix=prefix, timeout=1.5)
     meter.open()
     meter.consume("acme", "credits", 5)
     proxy.faults = lambda index: faulty.CUT_AFTER

@@ -168,6 +168,10 @@ async def test_every_reply_is_its_own(server: Server, replies: int) -> None:
         files_after, memory_after = used()
         assert files_after <= files + 6
         assert memory_after <= memory + 24
+        for _ in range(20):  # a rare fault, and on a busy machine fewer pieces are passed on
+            if chaos.stats["stall"]:
+                break
+            await soak.run(replies // 10)
         # The calls whose replies nobody wants any more are the last to be answered.
         chaos.rates = Rates()
         tasks = [transport.send(Request(pack("ECHO", str(i)), None), 5) for i in range(500)]
