@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.oracle import telling
 from tests.oracle.changes import OPending, Waiting, period_end
+from tests.oracle.core import charges_of
 from tests.oracle.decide import (
     Hit,
     ODecision,
@@ -26,11 +27,12 @@ from tests.oracle.decide import (
     shown,
 )
 from tests.oracle.errors import PolicyError
-from tests.oracle.granting import Granting, booked
+from tests.oracle.granting import booked
 from tests.oracle.grants import OGrant
 from tests.oracle.holding import OHold, open_holds
 from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
+from tests.oracle.past import Past
 from tests.oracle.plans import check_override, merge
 from tests.oracle.records import Override, Record
 from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
@@ -52,7 +54,7 @@ class OUsage:
     pending: list[list[OPending]]
 
 
-class Oracle(Granting):
+class Oracle(Past):
     """Everything that the engine does; `Core` says what it is made of."""
 
     # -- charging --------------------------------------------------------------------------------
@@ -77,7 +79,8 @@ class Oracle(Granting):
         refuse_slots(hits)
         if decision.allowed:
             self._write(views, hits, after, now)
-            self._remember(path, op, request, decision, now)
+            charges = charges_of(hits, after, decision, now)
+            self._remember(path, op, request, decision, now, amounts, charges)
         elif decision.code == "USAGE_EXCEEDED":
             self._exhaust(views, hits, now)
         return decision
@@ -118,8 +121,10 @@ class Oracle(Granting):
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, fits, amounts, now, op)
-        self._write(views, hits, [state for state, _ in moved], now)
-        self._remember(path, op, request, decision, now)
+        after = [state for state, _ in moved]
+        self._write(views, hits, after, now)
+        charges = charges_of(hits, after, decision, now)
+        self._remember(path, op, request, decision, now, amounts, charges)
         return decision
 
     def refund(
@@ -145,7 +150,7 @@ class Oracle(Granting):
         moved = [hit.spec.refund(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, [True] * len(hits), amounts, now, op)
         self._write(views, hits, [state for state, _ in moved], now, root=False, charged=False)
-        self._remember(path, op, request, decision, now)
+        self._remember(path, op, request, decision, now, amounts)
         return decision
 
     def usage(

@@ -93,6 +93,7 @@ class Granting(Machine):
             self.clock.now_ms += rng.choice(gaps)
         if rng.random() < 0.02:
             self.clock.now_ms -= rng.choice((1, 1000, 10**7))
+        self.keep_up()
         return self.clock.now_ms
 
     def step(self) -> None:
@@ -105,8 +106,10 @@ class Granting(Machine):
         roll = rng.random()
         if roll < 0.3:
             self.grant_step(subject, now)
-        elif roll < 0.65:
+        elif roll < 0.57:
             self.charge(subject, now)
+        elif roll < 0.65:
+            self.past_step(subject, now)
         elif roll < 0.92:
             self.hold_step(subject, now)
         elif roll < 0.93:
