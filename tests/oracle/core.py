@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ class Core:
         self.max_holds = max_holds
         self.operations: Answers = {}
         self.ends: Answers = {}
+        self.forgotten: list[Callable[[Path], None]] = []  # who wants to hear of it
         self.quiet = False  # refusals are answered from memory, and tell nothing
         self.limiter_records: dict[str, dict[Path, Record]] = {}
         self.catalog.apply(plans, ())

@@ -35,7 +35,7 @@ from tests.oracle.limits import OLimit
 from tests.oracle.past import Past
 from tests.oracle.plans import check_override, merge
 from tests.oracle.records import Override, Record
-from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
+from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_amount, path_of
 
 
 @dataclass(slots=True)
@@ -70,8 +70,26 @@ class Oracle(Past):
         now_ms: int | None = None,
     ) -> ODecision:
         path, amounts = path_of(subject), amounts_of(costs, amount)
-        now = self._now(path, now_ms)
         request = ("consume", path, sorted(amounts.items()))
+        return self._consume(path, amounts, request, op, join, now_ms)
+
+    def verified(
+        self, path: Path, amounts: Amounts, *, op: str | None, join: str | None, now_ms: int
+    ) -> ODecision:
+        """What verifying an API key charges; nobody else's call has the same operation id."""
+        request = ("consume", path, sorted(amounts.items()), "verify")
+        return self._consume(path, amounts, request, op, join, now_ms)
+
+    def _consume(
+        self,
+        path: Path,
+        amounts: Amounts,
+        request: object,
+        op: str | None,
+        join: str | None,
+        now_ms: int | None,
+    ) -> ODecision:
+        now = self._now(path, now_ms)
         if (first := self._replayed(path, op, request, now)) is not None:
             return first
         views = self.levels.views(path, join, now)
@@ -348,10 +366,21 @@ class Oracle(Past):
         """
         self.levels.harvest(self.clock_ms if now_ms is None else now_ms, seen)
 
+    def join(self, root: Path, plan: str, *, now_ms: int) -> None:
+        """As the first call does that says so."""
+        now = self._now(root, now_ms)
+        self._write(self.levels.views(root, plan, now), [], [], now)
+
+    def plans_of(self, path: Path, *, now_ms: int) -> list[str]:
+        record = self.levels.view(path, None, self._now(path, now_ms)).record
+        return [] if record is None else [_id_of(plan) for plan in record.plans.values()]
+
     def forget(self, subject: Subject, *, now_ms: int | None = None) -> None:
         """Everything at and below; with the root, its operation ids and ended holds too."""
         path = path_of(subject)
         self.levels.forget(path, self.clock_ms if now_ms is None else now_ms)
+        for tell in self.forgotten:
+            tell(path)
         if len(path) == 1:
             self.operations.pop(path[0], None)
             self.ends.pop(path[0], None)

@@ -13,7 +13,7 @@ from typing import Any
 from tests.oracle import telling
 from tests.oracle.buckets import FixedSpec, SlidingSpec, TokenSpec
 from tests.oracle.core import Charge, Stored
-from tests.oracle.decide import Hit, ODecision, hits_of, recorded
+from tests.oracle.decide import AUTO, Hit, ODecision, hits_of, recorded
 from tests.oracle.errors import OpNotFound, PolicyError
 from tests.oracle.granting import Granting
 from tests.oracle.grants import Share
@@ -49,7 +49,8 @@ class Past(Granting):
             decision = replace(known.answer, replayed=True)
         refund = known.refund and replace(known.refund, replayed=True)
         path = known.request[1]
-        return OOperation(verb, path, known.costs, decision, known.at, known.until, refund)
+        costs = {cost: amount for cost, amount in known.costs.items() if cost != AUTO}
+        return OOperation(verb, path, costs, decision, known.at, known.until, refund)
 
     def refund_of(
         self, subject: Subject, of: str, *, op: str | None = None, now_ms: int | None = None

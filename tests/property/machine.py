@@ -211,6 +211,8 @@ class Machine(GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
                 ]
         elif isinstance(expected, OGrant):
             left, right = grant_fields(expected), grant_fields(actual)
+        elif hasattr(expected, "fields"):
+            left, right = {"answer": expected.fields}, {"answer": actual.fields}
         elif isinstance(expected, int):
             left, right = {"units": expected}, {"units": actual}
         else:

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meterd import Plan
+from meterd import KeyCode, Plan
 from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
 from tests.property.granting import Burning, Granting
+from tests.property.keyed import Keyed
 from tests.property.machine import Machine
 from tests.property.variants import Batches, Changing, Remembering
 from tests.support.servers import Server, available, start
@@ -42,6 +43,8 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
     "burning": (Burning, False),
     "granting": (Granting, False),
     "async granting": (Granting, True),
+    "keys": (Keyed, False),
+    "async keys": (Keyed, True),
     "remembering": (Remembering, False),
     "async remembering": (Remembering, True),
 }
@@ -100,6 +103,8 @@ def test_many_seeds(url: str, way: str) -> None:
         run(random.Random(f"seed {seed}"), 150, url, way)
     if "remembering" in way:
         assert Remembering.hits > 100
+    if "keys" in way:
+        assert all(Keyed.answered[str(code)] > 10 for code in KeyCode if code != "NO_PLAN")
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
