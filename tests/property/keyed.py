@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from meterd import Plan
-from tests.oracle import invariants
 from tests.oracle.keys import Keyring, OKey, OVerification
 from tests.property.fields import (
     decision_fields,
@@ -88,7 +87,6 @@ class Keyed(Machine):
             self.compare("list", lambda: self.keyring.listed(owner), owner)
         else:
             self.use(given, now)
-        invariants.check(self.oracle, now)
 
     def pass_time(self) -> int:
         """Often until a key is over, or a secret."""

@@ -15,9 +15,9 @@ from typing import Any
 from meterd import Bucket, Flag, Meter, Plan, Pool, errors
 from meterd.testing import ManualClock
 from tests.oracle import errors as oracle_errors
-from tests.oracle import invariants
 from tests.oracle.grants import OGrant
 from tests.oracle.model import Oracle
+from tests.property.conservation import Conservation
 from tests.property.fields import (
     GRANTS,
     decision_fields,
@@ -135,7 +135,7 @@ _ERRORS: dict[type[Exception], type[Exception]] = {
 }
 
 
-class Machine(GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
+class Machine(Conservation, GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
     """One store and one model, fed the same calls."""
 
     draw_plans = staticmethod(random_plans)
@@ -149,6 +149,7 @@ class Machine(GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
         self.meter = make(self.clock, plans)
         self.made = []
         self.given = []
+        self.books = {}
         self.heard: dict[bytes, bytes] = {}
         self.latest = 0
         self.limiter = (
@@ -241,6 +242,7 @@ class Machine(GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
     def step(self) -> None:
         self.act()
         self.listen()
+        self.conserve()
 
     def act(self) -> None:
         rng = self.rng
@@ -281,7 +283,6 @@ class Machine(GrantSteps, HoldSteps, PastSteps, PlanSteps, EventSteps):
             self.limit(now)
         elif roll < 0.985:
             self.apply()
-        invariants.check(self.oracle, now)
 
     def look(self, subject: Any, now: int) -> None:
         self.both(
