@@ -202,6 +202,7 @@ class Past:
             else:
                 decision, ran = _decision(body, path, op)
             costs = dict(zip(names.split(",") if names else (), map(int, amounts), strict=True))
+            costs.pop(wire.AUTO, None)  # what limits charge unasked is not named
         except (IndexError, KeyError, ValueError, struct.error) as error:
             raise ScriptError(f"operation: unexpected reply: {reply[:80]!r}") from error
         refund = _decision(given_back, path, None)[0] if given_back else None

@@ -40,10 +40,10 @@ RefusalCache = str | timedelta | Mapping[str, str | timedelta]
 SIZE = 16_384  # refusals; when there are more, all are forgotten
 _STRIPES = 1024
 REMEMBERED = frozenset(("consume", "check"))
-# What may let a call through that was refused before.
+# What may let a call through that was refused before; void: what else refuses, and what is shown.
 FREEING = frozenset(
     (
-        "refund", "commit", "release", "lease", "grant",
+        "refund", "commit", "release", "lease", "grant", "void",
         "subscribe", "unsubscribe", "override", "adjust", "forget", "reset",
     )
 )  # fmt: skip

@@ -296,8 +296,8 @@ function charge.answer(count, now, code, allowed)
   for i = 1, count do
     local level = levels[i]
     local shape = level.shape
+    nameless = nameless or shape and shape.nameless
     if shape and shape.count > 0 then
-      nameless = nameless or shape.nameless
       local head, more_figures
       if level.draws then
         head, more_figures = granted(shape, i, k)

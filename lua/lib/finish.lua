@@ -144,7 +144,7 @@ function finish.settle(count, id, entries, kept, now)
       if entry.expiry <= due then
         due = hold.next_due(H, now, id)
       end
-      if changed or due ~= H.due then
+      if changed or due ~= H.due or level.news then -- or only what it kept is billed
         store.put_due(level, due, nil, now)
       end
     end

@@ -164,19 +164,22 @@ function grants.first(sources, units)
 end
 
 -- Gives `back` units from `sources` (as s.taken), what was taken last first; what is `held` of the rest is consumed.
--- Returns what goes back to grants.
+-- Nothing that is consumed comes back twice. Returns what goes back to grants, and what they had back already.
 function grants.settle(level, sources, back, held, now)
-  local drawn = 0
+  local drawn, twice = 0, 0
   for i = #sources - 1, 1, -2 do
     local id, n = sources[i], sources[i + 1]
     local y = min(back, n)
     back = back - y
     if id ~= "" then
-      drawn = drawn + y
       local g = find_row(level, id)
       if g then
         if held then
           g.held = g.held - n
+        else
+          local consumed = g.amount - g.left - g.held - g.lost
+          twice = twice + max(0, y - consumed)
+          y = min(y, consumed)
         end
         if g.voided or g.expires <= now then
           g.lost = g.lost + y
@@ -184,9 +187,10 @@ function grants.settle(level, sources, back, held, now)
           g.left = g.left + y
         end
       end
+      drawn = drawn + y
     end
   end
-  return drawn
+  return drawn, twice
 end
 
 local function as_row(g)

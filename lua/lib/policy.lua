@@ -357,7 +357,7 @@ function policy.implying(parsed, names)
   for i, name in ipairs(names) do
     assert(type(name) == "string" and #name <= 64 and find(name, "^[%w_.-]+$"))
     local L = parse_limit(#parsed.limits + i, { POOL, name, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {}, {} }, {}, at)
-    L.implied, L.indexed = true, true
+    L.implied, L.indexed, L.auto = true, true, name == "credits" and 1 or nil
     at = at + L.size
     limits[L.index], by_name[name] = L, L
   end

@@ -45,7 +45,9 @@ local function give_to_grants(level, row, now)
   local back = 0
   for _, part in ipairs(row and row.parts or {}) do
     if part.sources then
-      part.drawn = grants.settle(level, part.sources, part.units - part.over, false, now)
+      local twice
+      part.drawn, twice = grants.settle(level, part.sources, part.units - part.over, false, now)
+      part.units = part.units - twice
       back = back + part.drawn
     end
   end
@@ -91,11 +93,23 @@ local function gather(level, names, rows)
   return found
 end
 
+-- Gives back what came from grants for a name that is no pool any more. Returns whether anything did.
+local function give_to_others(level, rows, now)
+  local given = false
+  for _, row in ipairs(level.parsed and level.grants and rows or {}) do
+    local L = level.parsed.names[row.name]
+    if row.kind == POOL and not (L and L.kind == POOL) then
+      given = give_to_grants(level, row, now) > 0 or given
+    end
+  end
+  return given
+end
+
 -- Brings the limits of a level to now and gives back what was charged to them. Returns the level's section of the
 -- answer, how much more of the first cost name it has room for (huge: no bound), and whether it reaches that.
-local function give_level(i, found, at, now)
+local function give_level(i, found, at, now, touched)
   local level = levels[i]
-  local described, figures, balance, counted, touched, behind = "", {}, huge, false, false, ""
+  local described, figures, balance, counted, behind = "", {}, huge, false, ""
   for n, s in ipairs(found) do
     local L, back = s.limit, 0
     local letter = LETTERS[L.kind]
@@ -114,13 +128,7 @@ local function give_level(i, found, at, now)
       if L.kind == POOL and (s.grants or s.drawn > 0) then
         letter, behind = "P", behind .. spack("<dd", s.drawn, s.granted)
       end
-      if back > 0 then
-        if L.kind == POOL and s.ended then
-          hold.close(level, L, s.ended)
-        end
-        level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
-        touched = true
-      end
+      touched = touched or back > 0
       local limit, used, left, over, resets = L:figures(now, s)
       figures[n] = spack(FIGURES, 1, limit, used, left, over, back, resets, NONE)
       if s.first > 0 and L.overage ~= NONE then
@@ -128,6 +136,15 @@ local function give_level(i, found, at, now)
       end
     end
     described = described .. letter .. L.name .. "\n"
+  end
+  for _, s in ipairs(touched and found or {}) do
+    local L = s.limit
+    if L.kind < FLAG then
+      if L.kind == POOL and s.ended then
+        hold.close(level, L, s.ended)
+      end
+      level.rec = sub(level.rec, 1, L.offset - 1) .. L:pack(s) .. sub(level.rec, L.offset + L.size)
+    end
   end
   slices[i] = touched and spack("<I6", now) .. sub(level.rec, HEADER + 1, level.parsed.tail - 1) or nil
   return spack("<BBI2", i, #found, #described) .. described .. concat(figures) .. behind, balance, counted
@@ -141,10 +158,12 @@ function undo.all(count, found, now)
   local sections, balance, counted = {}, huge, false
   for i = 1, count do
     slices[i] = nil
-    local limits = levels[i].parsed and gather(levels[i], found.names, by_level[i] or {}) or {}
-    if #limits > 0 then
-      local more, reached
-      sections[#sections + 1], more, reached = give_level(i, limits, at, now)
+    local rows = by_level[i] or {}
+    local limits = levels[i].parsed and gather(levels[i], found.names, rows) or {}
+    local given = give_to_others(levels[i], rows, now)
+    if #limits > 0 or given then
+      local section, more, reached = give_level(i, limits, at, now, given)
+      sections[#sections + 1] = #limits > 0 and section or nil
       balance, counted = min(balance, more), counted or reached
     end
   end

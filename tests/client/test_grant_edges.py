@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from meterd import Plan, Pool
+from meterd import Bucket, Plan, Pool
 from meterd.testing import ManualClock
+from tests.client.grant_tools import left
 from tests.client.hold_tools import reserve
 from tests.client.meter_tools import Make
 
@@ -32,6 +33,29 @@ def test_an_operation_is_given_back_the_same_way(make: Make) -> None:
     meter.refund("acme", of="x")
     shown = meter.usage("acme")["credits"]
     assert (shown.used, shown.drawn, shown.overage, shown.remaining) == (8, 0, 0, 5)
+
+
+def test_what_a_grant_has_back_already_does_not_come_back_twice(make: Make) -> None:
+    meter = make(PLANS)
+    meter.grant("acme", "credits", 20, op="g", priority=40)
+    meter.consume("acme", "credits", 15, op="x")
+    meter.refund("acme", "credits", 9)
+    meter.grant("acme", "credits", 2, op="h", priority=30)
+    meter.consume("acme", "credits", 1)  # of h
+    back = meter.refund("acme", of="x")["credits"]
+    assert (back.applied, back.used, back.drawn, back.granted) == (6, 1, 1, 21)
+    assert left(meter) == {"g": 20, "h": 1}
+
+
+def test_a_grant_gets_back_what_is_its_own_where_the_name_is_no_pool_any_more(make: Make) -> None:
+    bucket = Plan("bucket", includes=[Bucket("credits", 10, "1m")])
+    meter = make([*PLANS, bucket])
+    meter.grant("acme", "credits", 20, op="g", priority=40)
+    meter.consume("acme", "credits", 15, op="x")
+    meter.subscribe("acme", "bucket")
+    back = meter.refund("acme", of="x")["credits"]
+    assert (back.kind, back.applied) == ("bucket", 0)
+    assert left(meter) == {"g": 20}
 
 
 def test_a_grant_that_ends_with_the_period_is_no_help_after_it(

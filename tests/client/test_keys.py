@@ -161,6 +161,29 @@ def test_plans_that_charge_nothing_unasked(make: Make) -> None:
     assert found.decision.replayed
 
 
+def test_a_key_is_filled_up_by_grants_alone(meter: AnyMeter) -> None:
+    """A pool named credits is charged unasked, whoever made it be there."""
+    key = meter.keys.create("acme/team")
+    meter.grant(key.subject, "credits", 2, op="top-up")
+    meter.grant(key.subject, "other", 2)
+    found = [meter.keys.verify(key.secret, op=f"v{n}") for n in range(3)]
+    assert [(one.code, one.credits) for one in found] == [
+        ("VALID", 1), ("VALID", 0), ("USAGE_EXCEEDED", 0),
+    ]  # fmt: skip
+    assert used(meter, key.subject) == {"credits": 2}
+    assert meter.operation("acme", "v1").costs == {}
+    assert meter.refund(key.subject, of="v1")["credits"].remaining == 1
+    (grant, _) = meter.usage(key.subject).levels[-1].grants
+    assert (grant.id, grant.remaining, grant.consumed) == ("top-up", 1, 1)
+
+
+def test_nothing_unasked_is_no_bound_whatever_else_is_there(meter: AnyMeter) -> None:
+    meter.subscribe("b", limits=[Pool("tokens", 5)])
+    meter.grant("b", "tokens", 1, expires="1h", starts="1m")
+    found = meter.keys.verify(meter.keys.create("b").secret)
+    assert (found.code, found.decision.balance) == ("VALID", None)
+
+
 def test_join_is_for_the_root_of_the_owner(meter: AnyMeter) -> None:
     meter.consume("held", "credits")
     for owner in ("acme/team", "held"):

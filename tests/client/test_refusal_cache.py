@@ -177,6 +177,14 @@ def test_what_this_process_changes_is_forgotten(meter: AnyMeter, change: str, su
     assert meter.consume(subject, "api")
 
 
+def test_a_grant_that_is_void_is_shown_no_more(meter: AnyMeter) -> None:
+    given = meter.grant("ana", "quota", 5)
+    full(meter, "both")
+    assert meter.consume("ana", "both")["quota"].granted == 5
+    meter.void("ana", given.id)
+    assert meter.consume("ana", "both")["quota"].granted == 0
+
+
 def test_a_refund_in_a_batch(server: Server) -> None:
     with Meter(server.url, plans=[PLAN], prefix=fresh_prefix(), refusal_cache="30s") as meter:
         assert meter.consume("ana", "api", 5)

@@ -188,6 +188,17 @@ def test_what_was_carried_in_counts_for_fractions(
     assert events(client, meter) == ["closed", "warn 0.8"]
 
 
+def test_an_operation_that_comes_back_brings_all_that_its_costs_reach(
+    make: Make, client: redis.Redis, clock: ManualClock
+) -> None:
+    hourly = Pool("hourly", 100, "hour", rates={"credits": 1})
+    meter = make([Plan("p", includes=[Pool("credits", 100), hourly], default=True)], clock=clock)
+    meter.consume("acme", "credits", 5, op="x")
+    clock.advance(hours=2)
+    meter.refund("acme", of="x")
+    assert [row[:3] for row in rows(client, meter, 0)] == [["closed", "acme", "hourly"]]
+
+
 def test_an_unlimited_pool_says_only_that_a_period_is_over(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:

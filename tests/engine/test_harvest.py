@@ -168,6 +168,25 @@ def test_a_hold_that_outlives_its_period_is_billed_there(
     assert rows(client, meter, 0)[0][5] == 35  # closed: what was used counts what was held
 
 
+@pytest.mark.parametrize("ends", ["commit", "commit of less"])
+@pytest.mark.parametrize("over", [True, False])
+def test_a_hold_is_billed_that_changes_nothing_else_of_its_record(
+    make: Make, client: redis.Redis, clock: ManualClock, over: bool, ends: str
+) -> None:
+    """Another one ends before it and stays open, so `due` is as before, and all of it is kept."""
+    meter = make([plan()], clock=clock)
+    hold = meter.reserve("acme", "credits", 10, ttl="30d")
+    if over:
+        clock.advance(days=1)
+        meter.consume("acme", "credits", 1)
+        meter.harvest()
+    meter.reserve("acme", "credits", 5, ttl="3d")
+    hold.commit(None if ends == "commit" else {"credits": 4})
+    meter.harvest()
+    kept = 10 if ends == "commit" else 4
+    assert deltas(client, meter) == ([1, kept] if over else [kept])
+
+
 def test_what_a_dropped_pool_held_is_still_billed(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:

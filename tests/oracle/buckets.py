@@ -45,6 +45,10 @@ class BucketSpec:
         """P: how many ticks a window lasts."""
         return ceil_div(self.per_ms, self.tick_ms)
 
+    @property
+    def auto(self) -> Any:
+        return self.other[0] if self.other else 0
+
     def tick(self, now: int) -> int:
         return now // self.tick_ms
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.oracle import telling
 from tests.oracle.decide import Hit, ODecision, planned
 from tests.oracle.errors import NoPlan, NotIncluded, OpConflict
+from tests.oracle.holds import Part, part_of
 from tests.oracle.levels import Levels, View
 from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import Catalog
@@ -17,8 +18,37 @@ from tests.oracle.requests import Amounts, Path, check_op
 
 DAY_MS = 86_400_000
 MAX_HOLDS = 10_000
-Answers = dict[str, dict[str, tuple[Any, Any, int]]]
-"""Root -> id -> the request, its answer, and until when that is remembered."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What an operation charged to one limit.
+
+    `settled`: by a hold, before it was committed; else at the instant of the operation.
+    """
+
+    path: Path
+    name: str
+    part: Part
+    settled: bool
+    resets_at_ms: int | None
+
+
+@dataclass(slots=True)
+class Stored:
+    """What is kept under an id. `refund`: the answer, once it was given back as a whole."""
+
+    request: Any
+    answer: Any
+    at: int
+    until: int
+    costs: dict[str, int]
+    charges: list[Charge]
+    refund: ODecision | None = None
+
+
+Answers = dict[str, dict[str, Stored]]
+"""Root -> id."""
 
 
 class Core:
@@ -44,6 +74,7 @@ class Core:
         self.max_holds = max_holds
         self.operations: Answers = {}
         self.ends: Answers = {}
+        self.forgotten: list[Callable[[Path], None]] = []  # who wants to hear of it
         self.quiet = False  # refusals are answered from memory, and tell nothing
         self.limiter_records: dict[str, dict[Path, Record]] = {}
         self.catalog.apply(plans, ())
@@ -132,13 +163,14 @@ class Core:
 
     def _known(self, answers: Answers, path: Path, op: str, request: Any, now: int) -> Any:
         """What was answered to the same request, if that is remembered; None: nothing is."""
-        known = answers.get(path[0], {}).get(op)
-        if known is None or known[2] <= now:
-            return None
-        first, answer, _ = known
-        if first != request:
+        known = self._stored(answers, path, op, now)
+        if known is not None and known.request != request:
             raise OpConflict(op)
-        return answer
+        return None if known is None else known.answer
+
+    def _stored(self, answers: Answers, path: Path, op: str, now: int) -> Stored | None:
+        known = answers.get(path[0], {}).get(op)
+        return None if known is None or known.until <= now else known
 
     def _remember(
         self,
@@ -147,8 +179,22 @@ class Core:
         request: Any,
         answer: Any,
         now: int,
+        costs: Amounts | None = None,
+        charges: Iterable[Charge] = (),
         retention_ms: int | None = None,
     ) -> None:
         if op is not None:
             until = now + (self.op_retention_ms if retention_ms is None else retention_ms)
-            self.operations.setdefault(path[0], {})[op] = (request, answer, until)
+            known = Stored(request, answer, now, until, dict(costs or {}), list(charges))
+            self.operations.setdefault(path[0], {})[op] = known
+
+
+def charges_of(hits: list[Hit], after: list[Any], answer: ODecision, now: int) -> list[Charge]:
+    """What a call charged at `now` that took these limits to these states."""
+    found = []
+    for hit, state, limit in zip(hits, after, answer.limits, strict=True):
+        if limit.applied:
+            part = part_of(hit.spec, hit.state, state, limit.applied, {}, 0, now)
+            place = (hit.view.path, hit.spec.name)
+            found.append(Charge(*place, part, settled=False, resets_at_ms=limit.resets_at_ms))
+    return found

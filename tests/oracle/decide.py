@@ -13,6 +13,9 @@ from tests.oracle.levels import View
 from tests.oracle.limits import OLimit
 from tests.oracle.requests import Amounts
 
+AUTO = "+"
+"""Among amounts: so many times what each limit charges unasked, where nothing else reaches it."""
+
 
 @dataclass(slots=True)
 class ODecision:
@@ -43,15 +46,23 @@ def planned(views: list[View]) -> bool:
     return any(view.record and (view.record.plans or view.record.grants) for view in views)
 
 
+def factors(spec: Any, amounts: Amounts) -> list[tuple[str, int]]:
+    """Which of the cost names the limit charges, and how many units each is."""
+    charged = [(cost, factor) for cost, factor in spec.rates if cost in amounts]
+    if not charged and AUTO in amounts and spec.auto:
+        return [(AUTO, spec.auto)]
+    return charged
+
+
 def hits_of(views: list[View], amounts: Amounts, now: int) -> tuple[list[Hit], set[str]]:
     """Every limit charged, levels root first, and the cost names that reach nothing."""
     hits: list[Hit] = []
-    missing = set(amounts)
+    missing = set(amounts) - {AUTO}
     for view in views:
         if view.record is None:
             continue
         for name, spec in view.record.specs.items():
-            charged = [(cost, f) for cost, f in spec.rates if cost in amounts]
+            charged = factors(spec, amounts)
             if charged:
                 missing.difference_update(cost for cost, _ in charged)
                 total = sum(amounts[cost] * factor for cost, factor in charged)
@@ -96,7 +107,7 @@ def decide(
     decision = ODecision(
         allowed,
         code,
-        balance(hits, after, amounts, now),
+        balance(hits, after, amounts, now, code),
         limits,
         refused,
         max(known) if refused and known == waits and not missing else None,
@@ -128,19 +139,23 @@ def check_counters(hits: list[Hit], states: list[Any]) -> None:
             raise PolicyError(f"{hit.spec.name}: the counter would pass 9*10**15")
 
 
-def balance(hits: list[Hit], states: list[Any], amounts: Amounts, now: int) -> int | None:
+def balance(
+    hits: list[Hit], states: list[Any], amounts: Amounts, now: int, code: str = ""
+) -> int | None:
     """How many more of the first cost name would fit; None: no bound."""
     first = next(iter(amounts))
     reached = False
     bounds: list[int] = []
     for hit, state in zip(hits, states, strict=True):
-        factor = dict(hit.spec.rates).get(first)
+        factor = dict(factors(hit.spec, amounts)).get(first)
         if factor is not None:
             reached = True
             spendable = hit.spec.spendable(state, now)
             if spendable is not None:
                 bounds.append(spendable // factor)
-    return min(bounds, default=None) if reached else 0
+    if not reached:  # with nothing to charge there is no bound either
+        return None if first == AUTO and code == "OK" else 0
+    return min(bounds, default=None)
 
 
 def recorded(

@@ -15,6 +15,7 @@ class FlagSpec:
     name: str
     kind = "flag"
     limit = None
+    auto = 0
 
     @property
     def rates(self) -> tuple[tuple[str, int], ...]:

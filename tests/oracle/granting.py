@@ -83,7 +83,7 @@ class Granting(Holding):
         self.levels.store(path, record, now, first_sight=False)
         answer = made.shown()
         retention_ms = max(self.op_retention_ms, GRANT_RETENTION_MS)
-        self._remember(path, op, request, answer, now, retention_ms)
+        self._remember(path, op, request, answer, now, retention_ms=retention_ms)
         return answer
 
     def void(self, subject: Subject, grant_id: str, *, now_ms: int | None = None) -> int:

@@ -78,6 +78,16 @@ class Grant(NamedTuple):
             expired=self.expired + (back if lost else 0),
         )
 
+    def refunded(self, units: int, now: int) -> tuple[Grant, int]:
+        """After so much of what it gave came back, and how much did: never what it has already.
+
+        What has ended, or is void, loses it.
+        """
+        back = min(units, self.consumed)
+        return self._replace(consumed=self.consumed - back, held=self.held + back).settled(
+            0, back, now
+        ), back
+
     def shown(self) -> OGrant:
         return OGrant(
             self.id,

@@ -6,10 +6,10 @@ a hold works on the levels of its path that still have one; the hold is open as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tests.oracle.core import DAY_MS, Core
+from tests.oracle.core import DAY_MS, Charge, Core, Stored, charges_of
 from tests.oracle.decide import Hit, ODecision, check_counters, decide, hits_of, recorded
 from tests.oracle.errors import OpConflict, OpNotFound, PolicyError
 from tests.oracle.holds import Hold, Part, part_of
@@ -17,6 +17,7 @@ from tests.oracle.levels import View
 from tests.oracle.limits import PoolSpec
 from tests.oracle.records import Record, copy_of, end_hold
 from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_op, path_of
+from tests.oracle.slots import SlotsSpec
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Holding(Core):
             hold = Hold(now + ttl_ms, amounts, dict.fromkeys(amounts, 0), parts[view.path])
             record_of(view).holds[hold_id] = hold
         self._write(views, hits, after, now)
-        self._remember(path, op, request, decision, now)
+        self._remember(path, op, request, decision, now, amounts)
         return decision
 
     def commit(
@@ -123,6 +124,7 @@ class Holding(Core):
         held = {} if hold is None else hold.held
         used = {**held, **(given or {})}
         more = {cost: max(0, amount - held.get(cost, 0)) for cost, amount in used.items()}
+        charges = kept_of(mine, hold_id, used)
         of_it = settle(mine, hold_id, used, now)
 
         hits, _ = hits_of(views, more, now)
@@ -135,11 +137,14 @@ class Holding(Core):
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, fits, more, now, hold_id)
+        told = {(limit.subject, limit.name) for limit in decision.limits}
+        charges = [charge for charge in charges if (charge.path, charge.name) in told]
+        charges += charges_of(hits, [state for state, _ in moved], decision, now)
         for hit, limit in zip(hits, decision.limits, strict=True):
             limit.applied += of_it.get((hit.view.path, hit.spec.name), 0)
         after = [state for state, _ in moved]
         self._write(views, hits, after, now, also=[view.path for view in mine])
-        self._end(path, hold_id, request, decision, now)
+        self._end(path, hold_id, request, decision, now, used, charges)
         return decision
 
     def release(self, subject: Subject, hold_id: str, now_ms: int | None = None) -> None:
@@ -207,9 +212,19 @@ class Holding(Core):
         none: list[Hit] = []
         self._write(views, none, [], now, root=False, also=[view.path for view in views])
 
-    def _end(self, path: Path, hold_id: str, request: object, answer: ODecision, now: int) -> None:
+    def _end(
+        self,
+        path: Path,
+        hold_id: str,
+        request: object,
+        answer: ODecision,
+        now: int,
+        costs: Amounts | None = None,
+        charges: Iterable[Charge] = (),
+    ) -> None:
         until = now + self.op_retention_ms
-        self.ends.setdefault(path[0], {})[hold_id] = (request, answer, until)
+        known = Stored(request, answer, now, until, dict(costs or {}), list(charges))
+        self.ends.setdefault(path[0], {})[hold_id] = known
 
 
 def check_ttl(ttl_ms: int) -> None:
@@ -225,6 +240,21 @@ def record_of(view: View) -> Record:
 def with_hold(views: list[View], hold_id: str) -> list[View]:
     """The levels where the hold is open."""
     return [view for view in views if view.record is not None and hold_id in view.record.holds]
+
+
+def kept_of(views: list[View], hold_id: str, used: Amounts) -> list[Charge]:
+    """What a commit keeps of what the hold charged, where there is such a limit now. Not slots."""
+    found = []
+    for view in views:
+        record = record_of(view)
+        hold = record.holds[hold_id]
+        settled = {cost: min(used.get(cost, 0), amount) for cost, amount in hold.held.items()}
+        for name, part in hold.parts.items():
+            units = part.of(settled)
+            if units and type(record.specs.get(name)) is part.of_spec is not SlotsSpec:
+                kept = part.first(units)
+                found.append(Charge(view.path, name, kept, settled=True, resets_at_ms=None))
+    return found
 
 
 def settle(views: list[View], hold_id: str, used: Amounts, now: int) -> dict[tuple[Path, str], int]:

@@ -53,6 +53,15 @@ class Part:
         assert back == 0
         return over, shares
 
+    def first(self, keep: int) -> Part:
+        """The part without what comes back of it."""
+        if self.of_spec is not PoolSpec:
+            return replace(self, charged=keep)
+        over, shares = self.returned(keep)
+        back = dict(shares)
+        kept = tuple((source, units - back[source]) for source, units in self.shares)
+        return replace(self, charged=keep, over=self.over - over, shares=kept)
+
     def settled(self, grant: Grant, keep: int, now: int) -> Grant:
         """A grant after the hold ended, whether or not it took anything from this one."""
         taken = dict(self.shares).get(grant.id)

@@ -90,6 +90,11 @@ class PoolSpec:
     renewed: int | None = None
     kind = "pool"
 
+    @property
+    def auto(self) -> Any:
+        """What verifying an API key charges unasked."""
+        return self.other[0] if self.other else int(self.name == "credits")
+
     # -- periods ---------------------------------------------------------------------------------
 
     @cached_property

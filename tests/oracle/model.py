@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.oracle import telling
 from tests.oracle.changes import OPending, Waiting, period_end
+from tests.oracle.core import charges_of
 from tests.oracle.decide import (
     Hit,
     ODecision,
@@ -26,14 +27,15 @@ from tests.oracle.decide import (
     shown,
 )
 from tests.oracle.errors import PolicyError
-from tests.oracle.granting import Granting, booked
+from tests.oracle.granting import booked
 from tests.oracle.grants import OGrant
 from tests.oracle.holding import OHold, open_holds
 from tests.oracle.limiter import OLimiter
 from tests.oracle.limits import OLimit
+from tests.oracle.past import Past
 from tests.oracle.plans import check_override, merge
 from tests.oracle.records import Override, Record
-from tests.oracle.requests import Costs, Path, Subject, amounts_of, check_amount, path_of
+from tests.oracle.requests import Amounts, Costs, Path, Subject, amounts_of, check_amount, path_of
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class OUsage:
     pending: list[list[OPending]]
 
 
-class Oracle(Granting):
+class Oracle(Past):
     """Everything that the engine does; `Core` says what it is made of."""
 
     # -- charging --------------------------------------------------------------------------------
@@ -68,8 +70,26 @@ class Oracle(Granting):
         now_ms: int | None = None,
     ) -> ODecision:
         path, amounts = path_of(subject), amounts_of(costs, amount)
-        now = self._now(path, now_ms)
         request = ("consume", path, sorted(amounts.items()))
+        return self._consume(path, amounts, request, op, join, now_ms)
+
+    def verified(
+        self, path: Path, amounts: Amounts, *, op: str | None, join: str | None, now_ms: int
+    ) -> ODecision:
+        """What verifying an API key charges; nobody else's call has the same operation id."""
+        request = ("consume", path, sorted(amounts.items()), "verify")
+        return self._consume(path, amounts, request, op, join, now_ms)
+
+    def _consume(
+        self,
+        path: Path,
+        amounts: Amounts,
+        request: object,
+        op: str | None,
+        join: str | None,
+        now_ms: int | None,
+    ) -> ODecision:
+        now = self._now(path, now_ms)
         if (first := self._replayed(path, op, request, now)) is not None:
             return first
         views = self.levels.views(path, join, now)
@@ -77,7 +97,8 @@ class Oracle(Granting):
         refuse_slots(hits)
         if decision.allowed:
             self._write(views, hits, after, now)
-            self._remember(path, op, request, decision, now)
+            charges = charges_of(hits, after, decision, now)
+            self._remember(path, op, request, decision, now, amounts, charges)
         elif decision.code == "USAGE_EXCEEDED":
             self._exhaust(views, hits, now)
         return decision
@@ -118,8 +139,10 @@ class Oracle(Granting):
         check_counters(hits, [state for state, _ in moved])
         fits = [hit.spec.fits(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, fits, amounts, now, op)
-        self._write(views, hits, [state for state, _ in moved], now)
-        self._remember(path, op, request, decision, now)
+        after = [state for state, _ in moved]
+        self._write(views, hits, after, now)
+        charges = charges_of(hits, after, decision, now)
+        self._remember(path, op, request, decision, now, amounts, charges)
         return decision
 
     def refund(
@@ -145,7 +168,7 @@ class Oracle(Granting):
         moved = [hit.spec.refund(hit.state, hit.amount, now) for hit in hits]
         decision = recorded(hits, moved, [True] * len(hits), amounts, now, op)
         self._write(views, hits, [state for state, _ in moved], now, root=False, charged=False)
-        self._remember(path, op, request, decision, now)
+        self._remember(path, op, request, decision, now, amounts)
         return decision
 
     def usage(
@@ -343,10 +366,21 @@ class Oracle(Granting):
         """
         self.levels.harvest(self.clock_ms if now_ms is None else now_ms, seen)
 
+    def join(self, root: Path, plan: str, *, now_ms: int) -> None:
+        """As the first call does that says so."""
+        now = self._now(root, now_ms)
+        self._write(self.levels.views(root, plan, now), [], [], now)
+
+    def plans_of(self, path: Path, *, now_ms: int) -> list[str]:
+        record = self.levels.view(path, None, self._now(path, now_ms)).record
+        return [] if record is None else [_id_of(plan) for plan in record.plans.values()]
+
     def forget(self, subject: Subject, *, now_ms: int | None = None) -> None:
         """Everything at and below; with the root, its operation ids and ended holds too."""
         path = path_of(subject)
         self.levels.forget(path, self.clock_ms if now_ms is None else now_ms)
+        for tell in self.forgotten:
+            tell(path)
         if len(path) == 1:
             self.operations.pop(path[0], None)
             self.ends.pop(path[0], None)

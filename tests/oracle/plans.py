@@ -144,6 +144,21 @@ def overridden(spec: Any, fields: Mapping[str, int | None]) -> Any:
     return replace(spec, **changes)
 
 
+def made_by_grants(name: str) -> PoolSpec:
+    """The pool that a record has of a name which no plan of it includes."""
+    return PoolSpec(
+        name=name,
+        limit=0,
+        reset=None,
+        anchor="subscription",
+        tz="UTC",
+        rollover=0,
+        overage=0,
+        carry_debt=False,
+        rates=((name, 1),),
+    )
+
+
 class Catalog:
     """All plans, with a revision number that grows with every apply that changes something."""
 

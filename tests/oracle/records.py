@@ -11,7 +11,7 @@ from tests.oracle.changes import Share, Waiting, share_after, shared
 from tests.oracle.grants import Grant
 from tests.oracle.holds import Hold, given_back, kept
 from tests.oracle.limits import PoolSpec, PoolState
-from tests.oracle.plans import Specs, overridden
+from tests.oracle.plans import Specs, made_by_grants, overridden
 from tests.oracle.requests import Amounts
 
 
@@ -117,21 +117,6 @@ def specs_of(
     for name in sorted({grant.name for grant in grants.values()} - base.keys()):
         specs[name] = made_by_grants(name)
     return specs
-
-
-def made_by_grants(name: str) -> PoolSpec:
-    """The pool that a record has of a name which no plan of it includes."""
-    return PoolSpec(
-        name=name,
-        limit=0,
-        reset=None,
-        anchor="subscription",
-        tz="UTC",
-        rollover=0,
-        overage=0,
-        carry_debt=False,
-        rates=((name, 1),),
-    )
 
 
 def copy_of(record: Record) -> Record:

@@ -16,6 +16,7 @@ class SlotsSpec:
     limit: int
     rates: tuple[tuple[str, int], ...]
     kind = "slots"
+    auto = 0
 
     def fresh(self, now: int, anchor_ms: int) -> int:
         return 0

@@ -93,6 +93,7 @@ class Granting(Machine):
             self.clock.now_ms += rng.choice(gaps)
         if rng.random() < 0.02:
             self.clock.now_ms -= rng.choice((1, 1000, 10**7))
+        self.keep_up()
         return self.clock.now_ms
 
     def step(self) -> None:
@@ -105,8 +106,12 @@ class Granting(Machine):
         roll = rng.random()
         if roll < 0.3:
             self.grant_step(subject, now)
-        elif roll < 0.65:
+        elif roll < 0.57:
             self.charge(subject, now)
+        elif roll < 0.63:
+            self.past_step(subject, now)
+        elif roll < 0.66:
+            self.back_twice(subject, now)
         elif roll < 0.92:
             self.hold_step(subject, now)
         elif roll < 0.93:
@@ -116,6 +121,30 @@ class Granting(Machine):
         else:
             self.adjust(subject, now)
         self.look("a/t" if subject == "a" else subject, now)
+        self.conserve()
+
+    def back_twice(self, subject: Any, now: int) -> None:
+        """A charge comes back by its amount, or some of it does, and then by its id."""
+        name, op = self.rng.choice(("credits", "extra")), f"twice{len(self.log)}"
+        amount = self.fitting(subject, name)
+        for verb, units, options in (
+            ("report", amount, {"op": op}),
+            ("refund", self.rng.choice((amount, amount, 1)), {}),
+        ):
+            self.both(
+                f"{verb} {subject} {name} {units} {options}",
+                lambda verb=verb, units=units, options=options: getattr(self.oracle, verb)(
+                    subject, name, units, now_ms=now, **options
+                ),
+                lambda verb=verb, units=units, options=options: getattr(self.meter, verb)(
+                    subject, name, units, **options
+                ),
+            )
+        self.both(
+            f"refund {subject} of {op}",
+            lambda: self.oracle.refund_of(subject, op, now_ms=now),
+            lambda: self.meter.refund(subject, of=op),
+        )
 
     def many(self, subject: Any, now: int) -> None:
         """As many grants as a record takes, and more; then what is left of them is burned."""
@@ -189,3 +218,4 @@ class Burning(Granting):
             self.adjust(subject, now)
         if rng.random() < 0.2:
             self.look(subject, now)
+        self.conserve()

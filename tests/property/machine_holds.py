@@ -157,16 +157,19 @@ class HoldSteps:
         spent = {name: rng.randint(0, made.held[name]) for name in names}
         if rng.random() < 0.05:
             spent[rng.choice((*names, "nothing"))] = 41
-        ttl = rng.choice((None, *TTLS_MS))
+        self.tally_up(subject, made.id, spent, rng.choice((None, *TTLS_MS)), now)
 
+    def tally_up(
+        self, subject: Any, hold_id: str, spent: dict[str, int], ttl: int | None, now: int
+    ) -> None:
         def engine() -> Any:
             path = self.meter._keys.path(subject)
-            flow = self.meter._holds.tally(path, made.id, wire.encode_costs(spent), ttl)
+            flow = self.meter._holds.tally(path, hold_id, wire.encode_costs(spent), ttl)
             return self.meter._call("tally", subject, flow)
 
         self.both(
-            f"tally {subject} {made.id} {spent} {ttl}",
-            lambda: self.oracle.tally(subject, made.id, spent, ttl_ms=ttl, now_ms=now),
+            f"tally {subject} {hold_id} {spent} {ttl}",
+            lambda: self.oracle.tally(subject, hold_id, spent, ttl_ms=ttl, now_ms=now),
             engine,
         )
 

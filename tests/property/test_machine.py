@@ -13,12 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meterd import Plan
+from meterd import KeyCode, Plan
 from meterd.testing import fake
 from meterd.testing.cleanup import remove_prefix
 from tests.client.hold_tools import known, reserve
 from tests.client.meter_tools import AnyMeter, build
+from tests.property.billing import Billing
 from tests.property.granting import Burning, Granting
+from tests.property.keyed import Keyed
 from tests.property.machine import Machine
 from tests.property.variants import Batches, Changing, Remembering
 from tests.support.servers import Server, available, start
@@ -39,9 +41,12 @@ WAYS: dict[str, tuple[type[Machine], bool]] = {
     "async batches": (Batches, True),
     "changing": (Changing, False),
     "async changing": (Changing, True),
+    "billing": (Billing, False),
     "burning": (Burning, False),
     "granting": (Granting, False),
     "async granting": (Granting, True),
+    "keys": (Keyed, False),
+    "async keys": (Keyed, True),
     "remembering": (Remembering, False),
     "async remembering": (Remembering, True),
 }
@@ -75,6 +80,8 @@ def run(rng: random.Random, steps: int, url: str, way: str = "sync") -> int:
         machine = kind(rng, make)
         for _ in range(steps):
             machine.step()
+        if isinstance(machine, Billing):
+            machine.over()
     finally:
         for meter in made:
             meter.close()
@@ -98,8 +105,12 @@ def test_hypothesis_drives_engine_and_oracle(url: str, rng: random.Random, way: 
 def test_many_seeds(url: str, way: str) -> None:
     for seed in range(40 if way == "sync" else 20):
         run(random.Random(f"seed {seed}"), 150, url, way)
+    if way == "billing":
+        assert Billing.delivered_again > 100
     if "remembering" in way:
         assert Remembering.hits > 100
+    if "keys" in way:
+        assert all(Keyed.answered[str(code)] > 10 for code in KeyCode if code != "NO_PLAN")
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

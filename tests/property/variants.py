@@ -71,6 +71,7 @@ class Changing(Machine):
         if rng.random() < 0.1:
             self.apply()
         self.listen()
+        self.conserve()
 
 
 def _raise(error: Exception) -> None:
@@ -101,6 +102,7 @@ class Remembering(Machine):
             verb = rng.choice(("consume", "consume", "check"))
             self.one(verb, subject, costs, amount, options)
         self.listen()
+        self.conserve()
 
     last: Any = None
 
