@@ -409,6 +409,8 @@ def _is_leaving(text: bytes) -> bool:
         found = reader.unpack()
     except (ValueError, msgpack.exceptions.UnpackException):
         return False
+    if found == []:
+        return True  # to Lua an empty map is that, too
     return isinstance(found, dict) and all(
         isinstance(key, bytes)
         and isinstance(names, bytes)
