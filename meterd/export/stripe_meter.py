@@ -26,7 +26,9 @@ from meterd.export.sink import DELIVERED, Outcome, Sink, SinkError, date_of, ret
 from meterd.timespec import DAY_MS, refuse
 
 _DUPLICATE_CODES = {"resource_already_exists", "duplicate_meter_event"}
-_DUPLICATE = re.compile(r"already exists with (this )?identifier", re.IGNORECASE)
+_KNOWN = r"(already (exists|used|been used)|duplicate)"
+_DUPLICATE = re.compile(rf"{_KNOWN}.*identifier|identifier.*{_KNOWN}", re.IGNORECASE | re.DOTALL)
+_EVENT = "billing.meter_event"  # what Stripe calls it
 _OLDEST_S = 35 * 86400 - 300
 _AHEAD_S = 240  # Stripe allows 300
 _SHOWN = 500
@@ -122,7 +124,15 @@ class StripeMeter(Sink):
             return self._meaning(error, headers, entry, now_ms, when if learned else None)
         last = getattr(made, "last_response", None)
         self._learn(getattr(last, "headers", None) or {}, now_ms, asked)
-        return DELIVERED
+        if self._is_event(made):
+            return DELIVERED
+        return Outcome("retry", "the answer has status 200, but is no meter event")
+
+    def _is_event(self, made: Any) -> bool:
+        """Whether that is Stripe's answer, and not somebody's in between."""
+        if not isinstance(made, self._stripe.StripeObject) or "error" in made:
+            return False
+        return getattr(made, "object", _EVENT) == _EVENT
 
     def _event_name(self, entry: Entry) -> str:
         return self._names.get(entry.pool, entry.pool)
@@ -150,7 +160,7 @@ class StripeMeter(Sink):
     ) -> Outcome:
         """What an error answer means for the entry. `sent`: a timestamp that may be to blame."""
         status = error.http_status
-        if status == 400 and (
+        if status in (400, 409) and (
             error.code in _DUPLICATE_CODES or _DUPLICATE.search(error.user_message or "")
         ):
             return DELIVERED
