@@ -5,7 +5,8 @@ What Stripe promises and asks for, and what follows from it:
 - It knows an identifier again for 24 hours, and refuses it with status 400 then: that means
   "delivered". Entries of which an attempt may have arrived longer ago are not sent by themselves.
 - A timestamp lies in the last 35 days and at most 5 minutes ahead. Ours lies in the entry's period
-  and not after now by Stripe's own clock, which it shows in every answer (`Date`).
+  and not after now by Stripe's own clock, which it shows in every answer (`Date`); but for a period
+  that has not begun by that clock and is going to within minutes.
 - One call at a time for each customer and meter: that is what a lane is here.
 - Values are whole numbers. Negative ones are taken; should they be refused, the entry is kept as
   dead with Stripe's words.
@@ -87,6 +88,7 @@ class StripeMeter(Sink):
             max_network_retries=0,
         )
         self._skew_s = 0.0  # how far Stripe's clock is ahead of the store's
+        self._sleep = time.sleep
 
     def lane(self, entry: Entry, meta: Mapping[str, Any], now_ms: int) -> Hashable | Outcome:
         customer = meta.get("stripe_customer")
@@ -102,6 +104,9 @@ class StripeMeter(Sink):
         if isinstance(when, Outcome):
             return when
         errors = self._stripe
+        early = when - self._now(now_ms)
+        if 0 < early < 1:  # the first whole second of a period that has only just begun
+            self._sleep(early)
         asked = time.monotonic()
         try:
             made = self._client.v1.billing.meter_events.create(
@@ -137,9 +142,13 @@ class StripeMeter(Sink):
     def _event_name(self, entry: Entry) -> str:
         return self._names.get(entry.pool, entry.pool)
 
+    def _now(self, now_ms: int) -> float:
+        """Stripe's clock."""
+        return now_ms / 1000 + self._skew_s
+
     def _timestamp(self, entry: Entry, now_ms: int) -> int | Outcome:
         """A second of the period that Stripe takes: that of the entry, or the nearest there is."""
-        now = now_ms / 1000 + self._skew_s
+        now = self._now(now_ms)
         first = -(-entry.period_start_ms // 1000)
         last = int(now)
         if entry.period_end_ms is not None:

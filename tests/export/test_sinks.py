@@ -497,6 +497,19 @@ def test_the_timestamp(provider: Stripe, now_s: int, changes: dict[str, Any], wa
     assert provider.events[0]["timestamp"] == wanted
 
 
+def test_a_period_that_has_only_just_begun(provider: Stripe) -> None:
+    """Its first whole second is waited for: a timestamp is in the period and not after now."""
+    sink = stripe(provider)
+    slept: list[float] = []
+    sink._sleep = slept.append  # type: ignore[assignment]
+    new = entry(period_start_ms=AT - 900, at_ms=AT - 600)
+    assert sink.send(new, META, AT - 600) == Outcome("delivered")
+    assert slept == [pytest.approx(0.6)]
+    assert provider.events[0]["timestamp"] == AT // 1000
+    assert sink.send(new._replace(id="2"), META, AT) == Outcome("delivered")
+    assert len(slept) == 1
+
+
 def test_a_period_that_stripe_takes_no_more(provider: Stripe) -> None:
     now_ms = END + 36 * DAY_S * 1000
     outcome = stripe(provider).lane(entry(), META, now_ms)
