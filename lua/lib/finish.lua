@@ -150,7 +150,7 @@ function finish.settle(count, id, entries, kept, now)
       if entry.expiry <= due then
         due = hold.next_due(H, now, id)
       end
-      if changed or due ~= H.due then
+      if changed or due ~= H.due or level.news then -- what there is to tell is told with the record
         store.put_due(level, due, nil, now)
       end
     end
