@@ -261,7 +261,8 @@ class Meter(Caller):
         come stands in `usage(subject).levels[-1].pending`; any later change of the group takes its
         place. `anchor`: an instant from which the plan's pools count their periods. `op`: an
         operation id: the same call again does nothing. Raises `PolicyError`, `OpConflict`,
-        `Unavailable` (nothing applied), `OutcomeUnknown` (for "reset" without `op`).
+        `UnsafeServer` (for `limits=` with pools), `Unavailable` (nothing applied), `OutcomeUnknown`
+        (for "reset" without `op`).
         """
         flow = self._subscriptions.subscribe(subject, plan, limits, change, when, anchor, op)
         self._call("subscribe", subject, flow)

@@ -34,7 +34,7 @@ from meterd.compile import (
 from meterd.errors import CatalogMismatch, PolicyError, ScriptError, Unavailable, UnsafeServer
 from meterd.flow import Flow
 from meterd.keys import Keyspace
-from meterd.policy import Bucket, Plan, Pool, Slots
+from meterd.policy import Bucket, Limit, Plan, Pool, Slots
 from meterd.revision import Catalog, checked_plans, plan_ids
 from meterd.session import Session
 
@@ -265,6 +265,11 @@ class Store:
         if not self._evicts_nothing:
             yield from self._ask_eviction()
             self._evicts_nothing = True
+
+    def check_pools(self, limits: Iterable[Limit]) -> Flow[None]:
+        """Before a private plan is given that has pools."""
+        if any(isinstance(limit, Pool) for limit in limits):
+            yield from self.check_eviction()
 
     def _check_eviction(self, catalog: Catalog) -> Flow[None]:
         pools = any(isinstance(x, Pool) for plan in catalog.plans.values() for x in plan.includes)

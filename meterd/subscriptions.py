@@ -54,6 +54,8 @@ class Subscriptions:
             anchor_ms = instant_ms(anchor, self.operations.now_ms(), "anchor")
         own = not isinstance(limits, Sequence) or len(limits) > 0
         deadline = yield from self.store.prepare()
+        if own:
+            yield from self.store.check_pools(self._private(plan, limits).includes)
 
         def retired() -> bool:
             return not own and isinstance(plan, str) and self.store.retired(plan)

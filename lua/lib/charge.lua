@@ -436,9 +436,9 @@ function charge.exhaust(count, now)
     local shape = level.shape
     for t = 1, shape and shape.count or 0 do
       local s = hands[k + t]
-      -- A refused first sight leaves no trace, nor does a record join or follow plans for a refusal; and where no
-      -- period is open there is none to exhaust.
-      if s.limit.kind == POOL and not s.fits and s.fin > 0 and not level.fresh and not level.moved then
+      -- A refused first sight leaves no trace, nor does a record join a plan for a refusal; and where no period is
+      -- open there is none to exhaust.
+      if s.limit.kind == POOL and not s.fits and s.fin > 0 and not level.fresh and not level.joins then
         any = event.exhausted(s.limit, s) or any
       end
     end

@@ -113,6 +113,7 @@ local function settle(level, context, now, manual, mover)
     mover(level, level.to, now)
   elseif level.to then
     local same = level.to == (parsed.base or parsed) and level.rev == context.rev and not level.steps
+    level.joins = level == levels[1] and context.join and not level.parsed.groups[context.join]
     record.convert(level, level.to, level.var and level.var.o, context.rev, now)
     if same then
       -- Only its zones are written out further: no reason to write it now.
@@ -133,7 +134,7 @@ local function open_records(keys, values, count, context, extra, now, manual, mo
     local rec, level = values[i], levels[i]
     level.key, level.rec, level.parsed, level.shape = keys[i], rec, nil, nil
     level.var, level.effective, level.to, level.holds, level.steps = nil, nil, nil, nil, nil
-    level.news, level.grants, level.draws = nil, nil, false
+    level.news, level.grants, level.draws, level.joins = nil, nil, false, nil
     level.fresh, level.moved, level.settled = false, false, false
     if rec then
       if #rec < HEADER then

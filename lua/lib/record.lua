@@ -17,8 +17,9 @@
 --
 -- A level in hand is a table: key, rec (the record's bytes, always whole), parsed (its policy),
 -- flags, var, effective (limits under an override, by index), holds (see hold.lua), grants (see grants.lua); fresh,
--- moved: bytes that differ from what is stored; settled: it has to be stored whole; news: see bill.lua; steps:
--- changes that are due (change.lua). At most four are in hand; the tables are reused from call to call.
+-- moved: bytes that differ from what is stored; settled: it has to be stored whole; joins: the call asked for a
+-- plan that it did not hold; news: see bill.lua; steps: changes that are due (change.lua). At most four are in
+-- hand; the tables are reused from call to call.
 -- @gives record levels HEAD has_more
 
 local HEAD = "<BBc8I4I6"

@@ -5,7 +5,8 @@ What Stripe promises and asks for, and what follows from it:
 - It knows an identifier again for 24 hours, and refuses it with status 400 then: that means
   "delivered". Entries of which an attempt may have arrived longer ago are not sent by themselves.
 - A timestamp lies in the last 35 days and at most 5 minutes ahead. Ours lies in the entry's period
-  and not after now by Stripe's own clock, which it shows in every answer (`Date`).
+  and not after now by Stripe's own clock, which it shows in every answer (`Date`); but for a period
+  that has not begun by that clock and is going to within minutes.
 - One call at a time for each customer and meter: that is what a lane is here.
 - Values are whole numbers. Negative ones are taken; should they be refused, the entry is kept as
   dead with Stripe's words.
@@ -26,7 +27,9 @@ from meterd.export.sink import DELIVERED, Outcome, Sink, SinkError, date_of, ret
 from meterd.timespec import DAY_MS, refuse
 
 _DUPLICATE_CODES = {"resource_already_exists", "duplicate_meter_event"}
-_DUPLICATE = re.compile(r"already exists with (this )?identifier", re.IGNORECASE)
+_KNOWN = r"(already (exists|used|been used)|duplicate)"
+_DUPLICATE = re.compile(rf"{_KNOWN}.*identifier|identifier.*{_KNOWN}", re.IGNORECASE | re.DOTALL)
+_EVENT = "billing.meter_event"  # what Stripe calls it
 _OLDEST_S = 35 * 86400 - 300
 _AHEAD_S = 240  # Stripe allows 300
 _SHOWN = 500
@@ -85,6 +88,7 @@ class StripeMeter(Sink):
             max_network_retries=0,
         )
         self._skew_s = 0.0  # how far Stripe's clock is ahead of the store's
+        self._sleep = time.sleep
 
     def lane(self, entry: Entry, meta: Mapping[str, Any], now_ms: int) -> Hashable | Outcome:
         customer = meta.get("stripe_customer")
@@ -100,6 +104,9 @@ class StripeMeter(Sink):
         if isinstance(when, Outcome):
             return when
         errors = self._stripe
+        early = when - self._now(now_ms)
+        if 0 < early < 1:  # the first whole second of a period that has only just begun
+            self._sleep(early)
         asked = time.monotonic()
         try:
             made = self._client.v1.billing.meter_events.create(
@@ -122,14 +129,26 @@ class StripeMeter(Sink):
             return self._meaning(error, headers, entry, now_ms, when if learned else None)
         last = getattr(made, "last_response", None)
         self._learn(getattr(last, "headers", None) or {}, now_ms, asked)
-        return DELIVERED
+        if self._is_event(made):
+            return DELIVERED
+        return Outcome("retry", "the answer has status 200, but is no meter event")
+
+    def _is_event(self, made: Any) -> bool:
+        """Whether that is Stripe's answer, and not somebody's in between."""
+        if not isinstance(made, self._stripe.StripeObject) or "error" in made:
+            return False
+        return getattr(made, "object", _EVENT) == _EVENT
 
     def _event_name(self, entry: Entry) -> str:
         return self._names.get(entry.pool, entry.pool)
 
+    def _now(self, now_ms: int) -> float:
+        """Stripe's clock."""
+        return now_ms / 1000 + self._skew_s
+
     def _timestamp(self, entry: Entry, now_ms: int) -> int | Outcome:
         """A second of the period that Stripe takes: that of the entry, or the nearest there is."""
-        now = now_ms / 1000 + self._skew_s
+        now = self._now(now_ms)
         first = -(-entry.period_start_ms // 1000)
         last = int(now)
         if entry.period_end_ms is not None:
@@ -150,7 +169,7 @@ class StripeMeter(Sink):
     ) -> Outcome:
         """What an error answer means for the entry. `sent`: a timestamp that may be to blame."""
         status = error.http_status
-        if status == 400 and (
+        if status in (400, 409) and (
             error.code in _DUPLICATE_CODES or _DUPLICATE.search(error.user_message or "")
         ):
             return DELIVERED

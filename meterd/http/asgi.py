@@ -9,6 +9,7 @@ for what `require` charges further inside. WebSockets and lifespan pass through.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -32,6 +33,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXCHANGE = "meterd.exchange"  # in the scope: the request's `Exchange`
+_ERROR = Answer(
+    500,
+    (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", "21")),
+    b"Internal Server Error",
+)
 _LAST = ("http.response.body", "http.response.pathsend")
 
 
@@ -42,6 +48,9 @@ class MeterMiddleware:
     functions get a `RequestView`, and the request is free where `costs` returns None. `legacy`: the
     X-RateLimit-* and X-Usage-Remaining fields as well. `trusted_proxies`: networks whose word on
     the client's address is believed. The permit is `scope["state"]["meterd"]`.
+
+    Where the application raises before it has responded, a plain 500 is sent, and the error goes on
+    to the server's log; unless a Starlette application around this has a page of its own for that.
     """
 
     def __init__(
@@ -80,6 +89,11 @@ class MeterMiddleware:
         response = _Response(exchange, receive, send)
         try:
             await self._charged(exchange, scope, response.receive, response.send)
+        except Exception:
+            if not response.started and not _has_a_page(scope):
+                with contextlib.suppress(Exception):  # the error says more than a lost client
+                    await send_answer(_ERROR, response.send)
+            raise
         finally:
             await exchange.end_async(
                 failed=failed(complete=response.complete, status=response.status)
@@ -102,13 +116,14 @@ class MeterMiddleware:
 class _Response:
     """What goes by on its way to the client."""
 
-    __slots__ = ("_exchange", "_gone", "_receive", "_send", "complete", "status")
+    __slots__ = ("_exchange", "_gone", "_receive", "_send", "complete", "started", "status")
 
     def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         self._exchange = exchange
         self._receive = receive
         self._send = send
         self._gone = False
+        self.started = False
         self.complete = False
         self.status = 500
 
@@ -120,12 +135,19 @@ class _Response:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.started, self.status = True, message["status"]
             told = [(name.lower().encode(), v.encode()) for name, v in self._exchange.fields()]
             message = {**message, "headers": [*message.get("headers", ()), *told]}
         await self._send(message)
         if message["type"] in _LAST and not message.get("more_body", False) and not self._gone:
             self.complete = True
+
+
+def _has_a_page(scope: Scope) -> bool:
+    """Whether a Starlette application answers unexpected errors in its own way, further outside."""
+    app = scope.get("app")
+    handlers = getattr(app, "exception_handlers", ())
+    return getattr(app, "debug", False) is True or 500 in handlers or Exception in handlers
 
 
 def view_of(
@@ -146,7 +168,7 @@ def view_of(
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
-    """Sends a refusal."""
+    """Sends a response in one go."""
     headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

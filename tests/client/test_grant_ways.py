@@ -29,8 +29,19 @@ def test_a_server_that_evicts_is_given_no_credits(make: Make, server: servers.Se
     try:
         with pytest.raises(UnsafeServer):
             meter.grant("acme", "credits", 5)
+        with pytest.raises(UnsafeServer):
+            meter.subscribe("acme/ana", limits=[Bucket("own", 5, "1m"), Pool("credits", 5)])
+        with pytest.raises(UnsafeServer):
+            meter.keys.create("acme", limits=[Pool("credits", 5)])
         assert meter.subjects() == []
-        assert make(plans=None, accept_eviction=True).grant("acme", "credits", 5)
+        assert meter.keys.list("acme") == []
+        meter.subscribe("acme/ana", limits=[Bucket("own", 5, "1m")])  # cheap to lose
+        key = meter.keys.create("acme", limits=[Bucket("own", 5, "1m")])
+        with pytest.raises(UnsafeServer):
+            meter.keys.update(key.id, limits=[Pool("credits", 5)])
+        accepting = make(plans=None, accept_eviction=True)
+        assert accepting.grant("acme", "credits", 5)
+        accepting.subscribe("acme/ana", limits=[Pool("credits", 5)])
     finally:
         admin.config_set("maxmemory-policy", "noeviction")
     meter.grant("acme", "credits", 5)

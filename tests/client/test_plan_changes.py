@@ -293,7 +293,7 @@ def test_it_is_written_once_and_then_it_is_over(meter: AnyMeter, clock: ManualCl
     meter.subscribe("ana", "big", when="10d")
     clock.set(day(4, 12))
     meter.check("ana", "credits")
-    assert not meter.consume("ana", "credits", 10_000)  # a refusal writes nothing
+    assert not meter.consume("ana", {"credits": 1, "nothing": 1})  # nor does this refusal
     clock.set(day(4, 11) - MS)  # the clock was ahead; nothing has happened yet
     assert meter.usage("ana").plans == {"base": "small"}
     clock.set(day(4, 12))
@@ -301,6 +301,16 @@ def test_it_is_written_once_and_then_it_is_over(meter: AnyMeter, clock: ManualCl
     clock.set(day(4, 11) - MS)
     assert meter.usage("ana").plans == {"base": "big"}
     assert pool(meter)[1] == 10_000
+
+
+def test_a_refusal_that_is_told_of_writes_it_too(meter: AnyMeter, clock: ManualClock) -> None:
+    meter.consume("ana", "credits", 5)
+    meter.subscribe("ana", "big", when="10d")
+    clock.set(day(4, 12))
+    assert not meter.consume("ana", "credits", 10_000)  # the pool says that it is exhausted
+    clock.set(day(4, 11) - MS)
+    assert meter.usage("ana").plans == {"base": "big"}
+    assert pool(meter)[1] == 5
 
 
 def test_a_clock_that_falls_back_after_a_change_was_written(make: Make, clock: ManualClock) -> None:

@@ -101,6 +101,71 @@ def test_a_refused_charge_says_exhausted_and_writes_nothing_else(
     assert events(client, meter) == ["exhausted", "warn 0.8"]
 
 
+def lower_by_override(meter: Meter, clock: ManualClock) -> None:
+    meter.override("acme", "credits", limit=50)
+
+
+def lower_by_override_that_ends(meter: Meter, clock: ManualClock) -> None:
+    clock.advance(hours=2)
+
+
+def lower_by_catalog(meter: Meter, clock: ManualClock) -> None:
+    meter.override("acme", "credits", clear=True)
+    meter.apply([plan(50)])
+
+
+def lower_by_plan(meter: Meter, clock: ManualClock) -> None:
+    meter.override("acme", "credits", clear=True)
+    meter.subscribe("acme", "small", when="1h")
+    clock.advance(hours=1)
+
+
+@pytest.mark.parametrize(
+    "less", [lower_by_override, lower_by_override_that_ends, lower_by_catalog, lower_by_plan]
+)
+@pytest.mark.parametrize("verb", ["consume", "reserve"])
+def test_a_lowered_limit_is_exhausted_at_the_first_refusal(
+    make: Make, client: redis.Redis, clock: ManualClock, less: Any, verb: str
+) -> None:
+    limit = 50 if less is lower_by_override_that_ends else 100
+    meter = make([plan(limit, warn_at=()), plan(50, "small", warn_at=())], clock=clock)
+    meter.override("acme", "credits", limit=100, expires="2h")
+    meter.consume("acme", "credits", 60)
+    less(meter, clock)
+    assert not meter.check("acme", "credits")
+    assert events(client, meter) == []
+    for _ in range(3):
+        assert not getattr(meter, verb)("acme", "credits")
+        assert events(client, meter) == ["exhausted"]
+    assert rows(client, meter, 0)[0][3:7] == ["small" if less is lower_by_plan else "p", 50, 60, 0]
+
+
+def test_a_raised_limit_may_be_refused_anew(
+    make: Make, client: redis.Redis, clock: ManualClock
+) -> None:
+    meter = make([plan(warn_at=())], clock=clock)
+    meter.consume("acme", "credits", 100)
+    meter.apply([plan(150, warn_at=())])
+    for _ in range(2):
+        assert not meter.consume("acme", "credits", 51)
+    assert events(client, meter) == ["exhausted", "exhausted"]
+
+
+def test_a_refusal_joins_no_plan(make: Make, client: redis.Redis, clock: ManualClock) -> None:
+    extra = Plan("extra", group="more", includes=[Pool("gems", 5, "day")])
+    meter = make([plan(), extra], clock=clock)
+    meter.consume("acme", "credits", 3)
+    (key,) = meter._keys.path("acme").keys
+    before = client.get(key)
+    assert not meter.consume("acme", {"gems": 6, "credits": 100}, join="extra")
+    assert client.get(key) == before
+    assert events(client, meter) == []
+    meter.grant("acme/ana", "gems", 5)
+    meter.apply([plan(200)])
+    assert not meter.consume("acme/ana", "gems", 6, join="extra")  # it is the root that would join
+    assert [row[:3] for row in rows(client, meter, 0)] == [["exhausted", "acme/ana", "gems"]]
+
+
 def test_what_is_not_refused_for_want_of_credits_says_nothing(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:

@@ -187,6 +187,24 @@ def test_a_hold_is_billed_that_changes_nothing_else_of_its_record(
     assert deltas(client, meter) == ([1, kept] if over else [kept])
 
 
+@pytest.mark.parametrize("other", ["1d", "2d", "3d"])
+@pytest.mark.parametrize("kept", [20, 14])
+def test_one_of_two_holds_that_outlive_their_period_is_billed_there(
+    make: Make, client: redis.Redis, clock: ManualClock, other: str, kept: int
+) -> None:
+    meter = make([plan()], clock=clock)
+    meter.consume("acme", "credits", 5)
+    holds = [meter.reserve("acme", "credits", 20, ttl="2d")]
+    holds.append(meter.reserve("acme", "credits", 10, ttl=other))
+    clock.advance(hours=24 - 1)
+    meter.subscribe("acme", "p", change="reset")
+    assert deltas(client, meter) == [5]
+    holds[0].commit(kept)  # nothing of the record changes, and the other hold is still to end
+    assert deltas(client, meter) == [5, kept]
+    holds[1].commit()
+    assert deltas(client, meter) == [5, kept, 10]
+
+
 def test_what_a_dropped_pool_held_is_still_billed(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:

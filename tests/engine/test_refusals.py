@@ -114,7 +114,8 @@ def tell(server: Server, story: Any, op: bool) -> None:
                 # A pool has said, for once, that it is exhausted.
                 assert (verb, decision.code) == ("consume", "USAGE_EXCEEDED")
                 assert meter.usage(path).as_dict() == figures
-                assert changed(before, after) <= {*meter._keys.path(path).keys, *told}
+                known = {*meter._keys.path(path).keys, *told, meter._keys.policies}
+                assert changed(before, after) <= known
                 before = snapshot(client)
                 assert not meter.consume(path, costs)
                 assert snapshot(client) == before

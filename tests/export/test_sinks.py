@@ -382,6 +382,30 @@ def test_duplicates_by_their_code(provider: Stripe, code: str) -> None:
     assert stripe(provider).send(entry(), META, AT) == Outcome("delivered")
 
 
+@pytest.mark.parametrize("status", [400, 409])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "An event already exists with identifier {}.",
+        "A meter event with identifier {} already exists.",
+        "A meter event with this identifier already exists",
+        "Duplicate identifier: {}",
+        "The identifier {} was already used",
+    ],
+)
+def test_duplicates_by_their_words(provider: Stripe, status: int, words: str) -> None:
+    provider.plan = [refusal(status, words.format(entry().id))]
+    assert stripe(provider).send(entry(), META, AT) == Outcome("delivered")
+
+
+@pytest.mark.parametrize(
+    "words", ["Invalid identifier: {}", "A price already exists", "Another request is under way"]
+)
+def test_what_is_no_duplicate(provider: Stripe, words: str) -> None:
+    provider.plan = [refusal(400, words.format(entry().id))]
+    assert stripe(provider).send(entry(), META, AT).kind == "dead"
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "certain"),
     [
@@ -392,6 +416,10 @@ def test_duplicates_by_their_code(provider: Stripe, code: str) -> None:
         (refusal(429, "slow down"), "retry", True),
         (refusal(500, "oops"), "retry", False),
         (Answer(200, "<html>"), "retry", False),
+        (Answer(200, "[]"), "retry", False),
+        (Answer(200, "null"), "retry", False),
+        (Answer(200, '{"error": "an odd proxy"}'), "retry", False),
+        (Answer(200, '{"object": "customer", "id": "cus_1"}'), "retry", False),
         (Answer(400, "<html>"), "retry", False),
         (Answer(403, "<html>"), "retry", False),
         (Answer(503, "<html>"), "retry", False),
@@ -467,6 +495,19 @@ def test_the_timestamp(provider: Stripe, now_s: int, changes: dict[str, Any], wa
     sink = stripe(provider)
     assert sink.send(entry(**changes), META, now_s * 1000) == Outcome("delivered")
     assert provider.events[0]["timestamp"] == wanted
+
+
+def test_a_period_that_has_only_just_begun(provider: Stripe) -> None:
+    """Its first whole second is waited for: a timestamp is in the period and not after now."""
+    sink = stripe(provider)
+    slept: list[float] = []
+    sink._sleep = slept.append  # type: ignore[assignment]
+    new = entry(period_start_ms=AT - 900, at_ms=AT - 600)
+    assert sink.send(new, META, AT - 600) == Outcome("delivered")
+    assert slept == [pytest.approx(0.6)]
+    assert provider.events[0]["timestamp"] == AT // 1000
+    assert sink.send(new._replace(id="2"), META, AT) == Outcome("delivered")
+    assert len(slept) == 1
 
 
 def test_a_period_that_stripe_takes_no_more(provider: Stripe) -> None:

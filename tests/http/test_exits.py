@@ -184,6 +184,65 @@ def test_a_handler_may_settle_by_itself(make_meter: Callable[[], Any]) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("counted", [0, 4])
+def test_an_application_that_raises(make_meter: Callable[[], Any], counted: int) -> None:
+    async def main() -> None:
+        meter = make_meter()
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            permit_of(scope).spend("tokens", counted)
+            raise RuntimeError("boom")
+
+        async def keep(message: Any) -> None:
+            sent.append(message)
+
+        with pytest.raises(RuntimeError, match="boom"):
+            await call(asgi.MeterMiddleware(app, meter, **HELD), send=keep)
+        assert [message["type"] for message in sent] == [START["type"], "http.response.body"]
+        assert sent[0]["status"] == 500
+        assert dict(sent[0]["headers"])[b"ratelimit"] == b'"tokens";r=90'
+        assert await left(meter) == 100 - counted
+
+    asyncio.run(main())
+
+
+def test_an_application_that_raises_in_its_response(make_meter: Callable[[], Any]) -> None:
+    async def main() -> None:
+        meter = make_meter()
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send(START)
+            raise RuntimeError("boom")
+
+        async def keep(message: Any) -> None:
+            sent.append(message)
+
+        with pytest.raises(RuntimeError, match="boom"):
+            await call(asgi.MeterMiddleware(app, meter, **HELD), send=keep)
+        assert [message.get("status") for message in sent] == [200]
+        assert await left(meter) == 100
+
+    asyncio.run(main())
+
+
+def test_an_application_that_raises_and_a_client_that_is_gone(
+    make_meter: Callable[[], Any],
+) -> None:
+    async def main() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            raise RuntimeError("boom")
+
+        async def gone(message: Any) -> None:
+            raise OSError("gone")
+
+        with pytest.raises(RuntimeError, match="boom"):
+            await call(asgi.MeterMiddleware(app, make_meter(), **HELD), send=gone)
+
+    asyncio.run(main())
+
+
 def test_other_protocols_pass_through() -> None:
     async def main() -> None:
         meter = async_fake([PLAN], down=True)

@@ -123,6 +123,40 @@ def test_requirements_add_up(meter: Meter) -> None:
     assert (used(meter, "tokens"), used(meter, "requests")) == (6, 4)
 
 
+def raising(meter: Meter, **options: Any) -> FastAPI:
+    app = FastAPI(**options)
+    app.add_middleware(MeterMiddleware, meter=meter, costs="calls", subject="acme")
+
+    @app.get("/")
+    def handle() -> None:
+        raise RuntimeError("boom")
+
+    return app
+
+
+def test_unexpected_errors_where_it_is_one_middleware_of_many(meter: Meter) -> None:
+    reply = fastapi_site(raising(meter)).get("/")
+    assert (reply.status_code, reply.text) == (500, "Internal Server Error")
+    assert reply.headers["ratelimit"] == '"calls";r=1'
+    assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+    with pytest.raises(RuntimeError, match="boom"):  # the server hears of it
+        TestClient(raising(meter)).get("/")
+
+
+@pytest.mark.parametrize("what", [Exception, 500])
+def test_an_applications_own_page_for_unexpected_errors_is_left_to_it(
+    meter: Meter, what: Any
+) -> None:
+    app = raising(meter)
+
+    async def page(request: Any, error: Exception) -> JSONResponse:
+        return JSONResponse({"sorry": str(error)}, 500)
+
+    app.add_exception_handler(what, page)
+    assert fastapi_site(app).get("/").json() == {"sorry": "boom"}
+    assert "RuntimeError" in fastapi_site(raising(meter, debug=True)).get("/").text
+
+
 def test_bodies_errors_and_work_afterwards(meter: Meter) -> None:
     app = FastAPI()
     install(app)

@@ -122,13 +122,14 @@ class Core:
     def _exhaust(self, views: list[View], hits: list[Hit], now: int) -> None:
         """Pools that refuse say so, once in their period; nothing else is written.
 
-        Nor does a record come to be, join plans or follow them for a refusal.
+        Nor does a record come to be, or join a plan, for a refusal.
         """
         if self.quiet:
             return
         said: dict[Path, set[str]] = {}
         for hit in hits:
-            refuses = isinstance(hit.spec, PoolSpec) and not hit.view.changed and hit.state.open
+            there = not hit.view.fresh and not hit.view.joins
+            refuses = isinstance(hit.spec, PoolSpec) and there and hit.state.open
             if (
                 refuses
                 and not hit.spec.fits(hit.state, hit.amount, now)

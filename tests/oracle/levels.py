@@ -23,6 +23,7 @@ class View:
     record: Record | None
     changed: bool = False
     fresh: bool = False  # made up for a root that has no record
+    joins: bool = False  # the plan that the call asks for is none it has held so far
 
     @property
     def depth(self) -> int:
@@ -110,7 +111,8 @@ class Levels:
             plans = self.joined(plans, join, defaults=outdated)
         if not outdated and plans == record.plans:
             return View(path, record, changed)
-        return View(path, self.converted(record, plans, now), changed=True)
+        joins = join is not None and self.catalog.plan(join).group not in record.plans
+        return View(path, self.converted(record, plans, now), changed=True, joins=joins)
 
     def joined(
         self, plans: Mapping[str, Any], join: str | None, defaults: bool = True
