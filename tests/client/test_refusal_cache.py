@@ -177,6 +177,16 @@ def test_what_this_process_changes_is_forgotten(meter: AnyMeter, change: str, su
     assert meter.consume(subject, "api")
 
 
+def test_a_grant_that_is_made_void_is_not_shown_any_more(meter: AnyMeter) -> None:
+    meter.grant("ana", "credits", 5, op="gift")
+    meter.consume("ana", "credits", 1)
+    assert meter.consume("ana", "credits", 20)["credits"].remaining == 14
+    assert asked(meter, lambda: meter.consume("ana", "credits", 20)) == 0
+    meter.void("ana", "gift")
+    state = meter.consume("ana", "credits", 20)["credits"]
+    assert (state.remaining, state.granted) == (9, 0)
+
+
 def test_a_refund_in_a_batch(server: Server) -> None:
     with Meter(server.url, plans=[PLAN], prefix=fresh_prefix(), refusal_cache="30s") as meter:
         assert meter.consume("ana", "api", 5)
