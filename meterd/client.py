@@ -231,7 +231,10 @@ class Meter(Caller):
         dry_run: bool = False,
         remove: Sequence[str] = (),
     ) -> Diff:
-        """Puts plans into the catalog and returns the difference; `remove` retires plans."""
+        """Puts plans (its own, without) into the catalog and returns the difference.
+
+        Plans that are not mentioned stay; `remove` retires plans.
+        """
         diff = self._run(self._store.apply(plans, dry_run=dry_run, remove=remove))
         if self._refusals is not None:
             self._refusals.clear()
