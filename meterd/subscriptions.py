@@ -90,7 +90,11 @@ class Subscriptions:
             request = wire.digest("subscribe", path.keys, plan, definition, change, given)
             op_argument = wire.op_argument(request, self.operations.op_retention_ms)
         start = b"" if anchor_ms is None else b"%d" % anchor_ms
-        yield from self._check_kinds(path, wanted())
+        try:
+            yield from self._check_kinds(path, wanted())
+        except PolicyError:
+            if op_id is None or not (yield from self._was_done(path, op_id)):
+                raise
 
         def arguments(packed: bytes) -> list[bytes]:
             new = wanted()
@@ -138,6 +142,13 @@ class Subscriptions:
                     f"subscribe: {state.name!r} is a {limit.kind} of plan {plan.id!r}, and a "
                     f"{state.kind} of {state.subject!r}; allowed: one kind per name on a path"
                 )
+
+    def _was_done(self, path: Path, op: str) -> Flow[bool]:
+        """Whether something is stored under an operation id: that is answered, come what may."""
+        keys = (*path.keys, self.keys.op(path, op), self.keys.hold_end(path, op))
+        now = self.operations.now_argument()
+        reply = yield from self.operations.session.call("operation", keys, [now])
+        return bool(reply != bytes([wire.UNKNOWN]))
 
     def _listed(self, plan: str | None) -> Plan:
         if plan is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meterd import Bucket, Flag, MeterdError, Plan, PolicyError, Pool
+from meterd import Bucket, Flag, MeterdError, OpConflict, Plan, PolicyError, Pool
 from meterd.testing import ManualClock
 from tests.client.meter_tools import FREE, AnyMeter, Make
 
@@ -261,7 +261,15 @@ def test_one_kind_per_name_on_a_path(meter: AnyMeter, seen: bool) -> None:
         meter.subscribe("ana/team", "team")
     assert meter.usage("ana/team") == before
     assert sorted(meter.subjects()) == (["ana", "ana/team"] if seen else ["ana/team"])
-    meter.subscribe("ana/team", limits=[Bucket("credits.rate", 5, "1m"), Pool("credits", 1)])
+    limits = [Bucket("credits.rate", 5, "1m"), Pool("credits", 1)]
+    meter.subscribe("ana/team", limits=limits, op="x")
+    meter.subscribe("ana", limits=[Pool("credits.rate", 5)])
+    meter.subscribe("ana/team", limits=limits, op="x")  # that was done already
+    with pytest.raises(OpConflict):
+        meter.subscribe("ana/team", limits=limits, change="reset", op="x")
+    for op in (None, "y"):
+        with pytest.raises(PolicyError, match=r"'credits.rate' is a bucket.*a pool of 'ana'"):
+            meter.subscribe("ana/team", limits=limits, op=op)
 
 
 @pytest.mark.parametrize("name", [*NAMES, {"credits": 1}, ["credits"]], ids=ascii)
