@@ -116,16 +116,18 @@ function bill.harvest(level, L, s, held)
 end
 
 -- A hold has ended that charged a billed pool. What it keeps was left out while it was open: in the period that runs
--- it counts from now on; of one that is over it is an entry of its own.
+-- it counts from now on; of one that is over it is an entry of its own. Returns whether the record has to be written.
 function bill.ended(level, part, c, keep, running)
   if running then
-    if keep > 0 and not has(level.flags, LISTED) then
+    local unlisted = keep > 0 and not has(level.flags, LISTED)
+    if unlisted then
       bill.news(level).list = true
     end
-    return
+    return unlisted
   end
   local units = part.bill == BY_USE and keep or max(0, part.over - (c - keep))
   if units > 0 then
     bill.enter(level, part.name, part.bill, units, part.mark, part.fin)
   end
+  return units > 0
 end

@@ -196,7 +196,7 @@ function hold.give_back(level, entry, kept, now, s)
       end
     end
     if part.bill then
-      bill.ended(level, part, c, keep, hold.runs(level, L, part))
+      changed = bill.ended(level, part, c, keep, hold.runs(level, L, part)) or changed
     end
   end
   return changed
