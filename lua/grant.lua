@@ -47,7 +47,7 @@ local function grant(keys, args)
   end
   local g = {
     id = args[9], pool = name, amount = amount, left = amount, held = 0, lost = 0, starts = min(starts, NEVER),
-    expires = min(expires, NEVER), priority = priority, age = 1, source = args[8],
+    expires = min(expires, NEVER), priority = priority, age = now, source = args[8],
   }
   status = grants.add(level, g, now)
   if status then

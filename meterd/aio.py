@@ -236,10 +236,11 @@ class AsyncMeter(AsyncCaller):
         """Gives a pool `amount` units of their own: a top-up, a bonus, what was paid in advance.
 
         They are spent from `starts` up to, not at, `expires`, in order of `priority` (0 to 100, low
-        first; the period's own allowance has 50), then what expires soonest, then the oldest; no
-        plan change touches them. A pool that no plan includes is there with limit 0. `op`: the
-        grant's id; the same call again returns the first answer (for 30 days at least). Raises
-        `PolicyError` (also beyond 64 live grants, or 10**15 unspent), `OpConflict`, `UnsafeServer`.
+        first; the period's own allowance has 50), then what expires soonest, then the oldest (of
+        the same ms, by id); no plan change touches them. A pool that no plan includes is there with
+        limit 0. `op`: the grant's id; the same call again returns the first answer (for 30 days at
+        least). Raises `PolicyError` (also beyond 64 live grants, or 10**15 unspent), `OpConflict`,
+        `UnsafeServer`.
         """
         flow = self._grants.grant(subject, name, amount, expires, starts, priority, source, op)
         return await self._call("grant", subject, flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import struct
 import time
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from meterd.errors import OpNotFound, PolicyError, ScriptError
 from meterd.flow import Flow
 from meterd.grant import Grant
 from meterd.keys import Path, Subject
-from meterd.operations import Operations, new_op
+from meterd.operations import Operations
 from meterd.roles import Joining
 from meterd.timespec import instant_ms, refuse
 
@@ -47,8 +48,10 @@ class Grants:
         if type(priority) is not int or not 0 <= priority <= 100:
             raise refuse("grant: priority", priority, "an integer from 0 to 100; low goes first")
         noted = _text(source)
-        op_id = None if op is None or op is False else new_op() if op is True else wire.check_op(op)
-        grant_id = op_id or new_op()
+        op_id = (
+            None if op is None or op is False else _new_id() if op is True else wire.check_op(op)
+        )
+        grant_id = op_id or _new_id()
         deadline = yield from operations.store.prepare()
         yield from operations.store.check_eviction()
         now_ms = int(operations.now_argument() or time.time() * 1000)
@@ -119,6 +122,11 @@ class Grants:
         if reply[0] != wire.DONE or len(reply) != 9:
             raise ScriptError(f"void: unexpected reply {reply[:40]!r}")
         return int(struct.unpack_from("<d", reply, 1)[0])
+
+
+def _new_id() -> str:
+    """Later ones come later: of grants made at the same instant, that is the order they burn in."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
 def _text(source: object) -> bytes:

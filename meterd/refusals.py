@@ -4,9 +4,9 @@ The rule. A refusal stands until the first instant at which one of its limits wo
 through (its `retry_after`) or begins anew, and for as long as the user allows at most; all count
 from before the call was sent, so memory never outlives the truth. Until then the same call, and one
 of larger amounts, would be refused as well: what others spend only takes more away. So the answer
-is never wrong, unless another process gives back, raises a limit or changes plans, or an override
-ends or a change of plans comes, and then for no longer than allowed. What this process itself
-changes is forgotten at once.
+is never wrong, unless another process gives back, raises a limit, grants or changes plans, or an
+override ends, a grant begins or ends or a change of plans comes, and then for no longer than
+allowed. What this process itself changes is forgotten at once.
 
 `allowed`, `code`, `refused` and every `retry_after` are those that the server would give, and so
 are the figures of pools and fixed windows, as long as no other process spends. What flows back
@@ -40,7 +40,7 @@ RefusalCache = str | timedelta | Mapping[str, str | timedelta]
 SIZE = 16_384  # refusals; when there are more, all are forgotten
 _STRIPES = 1024
 REMEMBERED = frozenset(("consume", "check"))
-# What may let a call through that was refused before; void: what else refuses, and what is shown.
+# What may let a call through that was refused before, or changes what a refusal shows.
 FREEING = frozenset(
     (
         "refund", "commit", "release", "lease", "grant", "void",

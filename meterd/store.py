@@ -216,11 +216,12 @@ class Store:
     ) -> Flow[Diff]:
         """Puts plans into the catalog, whatever it held."""
         gone = plan_ids(remove)
-        wanted = self.own_plans if plans is None else checked_plans(plans)
-        if wanted is None:
-            if not gone:
-                raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")
-            wanted = ()
+        if plans is not None:
+            wanted = checked_plans(plans)
+        elif self.own_plans is None and not gone:
+            raise PolicyError("apply: no plans given, neither here nor to Meter(plans=...)")
+        else:
+            wanted = tuple([plan for plan in self.own_plans or () if plan.id not in gone])
         if not self.ready:
             yield from self._read()
             if self.own_plans and not self.catalog.plans and not dry_run:

@@ -436,8 +436,7 @@ def decode_levels(reply: bytes, at: int) -> list[LevelRow]:
             at += length
         holds = tuple([_hold_row(*row) for row in rest.get("h") or ()])
         overrides = rest.get("o") or {}
-        # They come in order of age, the last thing that the burn order looks at.
-        granted = sorted(rest.get("k") or (), key=lambda row: (row[1], row[8], row[7]))
+        granted = sorted(rest.get("k") or (), key=_burning)
         grants = tuple([_grant(*row) for row in granted])
         open_holds = int(rest.get("n", 0))
         pending = [
@@ -487,6 +486,12 @@ def _grant(
         grant_id, name, int(amount), int(left), int(held), consumed, int(lost),
         int(starts), ends, int(priority), source,
     )  # fmt: skip
+
+
+def _burning(row: Sequence[Any]) -> tuple[Any, ...]:
+    """By pool; of one pool by priority, expiry, age and id."""
+    grant_id, name, expires, priority, age = (row[i] for i in (0, 1, 7, 8, 9))
+    return name, priority, expires, age, grant_id
 
 
 def _hold_row(

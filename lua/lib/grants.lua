@@ -2,9 +2,9 @@
 -- belongs to its record: what plans come and go does not touch it.
 --
 -- In the variable part they are `k`, rows {id, pool, amount, left, held, lost, starts, expires, priority, age,
--- source, voided}. Of the amount, `left` can be spent, `held` is with open holds, `lost` was void or came back
--- too late; the rest is consumed. A row stays while there is something left or held; without, while it may get
--- something back.
+-- source, voided}; `age` is the instant it was given. Of the amount, `left` can be spent, `held` is with open holds,
+-- `lost` was void or came back too late; the rest is consumed. A row stays while there is something left or held;
+-- without, while it may get something back.
 --
 -- A pool that no plan of the record includes is there all the same, with limit 0, as long as a grant is for it.
 -- Such pools follow the policy's states: their number (1 byte), then a state each; flag 128, names in `i`.
@@ -27,14 +27,27 @@ local function is_live(g, now)
   return g.starts <= now and now < g.expires and not g.voided
 end
 
+-- Whether one id comes before another, byte by byte: `<` goes by the locale of the server.
+local function precedes(id, other)
+  for i = 1, min(#id, #other) do
+    local a, b = byte(id, i), byte(other, i)
+    if a ~= b then
+      return a < b
+    end
+  end
+  return #id < #other
+end
+
 -- Whether g burns before the one that has come so far.
 local function before(g, other)
   if g.priority ~= other.priority then
     return g.priority < other.priority
   elseif g.expires ~= other.expires then
     return g.expires < other.expires
+  elseif g.age ~= other.age then
+    return g.age < other.age
   end
-  return g.age < other.age
+  return precedes(g.id, other.id)
 end
 
 -- Rows of one pool that are live, in burn order; nil if there is none.
@@ -203,7 +216,7 @@ local function read_rows(rec, rows, at)
   local list = {}
   for i, r in ipairs(rows) do
     assert(r[1] > "" and r[2] > "" and r[11] >= "" and r[3] > 0 and r[4] >= 0 and r[5] >= 0 and r[6] >= 0)
-    assert(r[7] >= 0 and r[8] > 0 and r[9] >= 0 and r[10] > 0 and r[12] <= 1)
+    assert(r[7] >= 0 and r[8] > 0 and r[9] >= 0 and r[10] >= 0 and r[12] <= 1)
     list[i] = {
       id = r[1], pool = r[2], amount = r[3], left = r[4], held = r[5], lost = r[6], starts = r[7], expires = r[8],
       priority = r[9], age = r[10], source = r[11], voided = r[12] == 1,
@@ -372,7 +385,6 @@ function grants.add(level, g, now)
     if other.id == g.id then
       return STATUS_CONFLICT
     end
-    g.age = max(g.age, other.age + 1)
   end
   if live > MOST_GRANTS then
     bad("grant: at most " .. MOST_GRANTS .. " live grants per subject")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meterd import Bucket, Flag, MeterdError, Plan, PolicyError, Pool
+from meterd import Bucket, Flag, MeterdError, OpConflict, Plan, PolicyError, Pool
 from meterd.testing import ManualClock
 from tests.client.meter_tools import FREE, AnyMeter, Make
 
@@ -235,6 +235,41 @@ def test_plans_that_do_not_go_together(meter: AnyMeter, limits: list[Any], says:
         meter.apply([Plan("third", includes=limits, group="third")])
     assert meter.usage("ana") == before
     assert sorted(meter.plans()) == ["free", "pack", "pro"]
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
+def test_one_kind_per_name_on_a_path(meter: AnyMeter, seen: bool) -> None:
+    meter.apply([Plan("team", includes=[Flag("api"), Pool("other", 5)])])
+    if seen:
+        meter.consume("ana", "tokens", 5)
+    meter.subscribe("ana/team", limits=[Pool("credits", 5, rates={"tokens": 3}), Flag("export")])
+    before = meter.usage("ana/team")
+    conflicts: list[tuple[Any, str]] = [
+        ([Bucket("credits", 5, "1m")], "'credits' is a bucket.*a pool of 'ana'"),
+        ([Flag("more"), Pool("api", 5)], "'api' is a pool.*a bucket of 'ana'"),
+        ([Bucket("export", 5, "1m")], "'export' is a bucket.*a flag of 'ana'"),
+    ]
+    for limits, says in conflicts:
+        for subject in ("ana/team", "ana/other", "ana/team/bob"):
+            with pytest.raises(PolicyError, match=says):
+                meter.subscribe(subject, limits=limits)
+        with pytest.raises(PolicyError, match=says):
+            meter.subscribe("ana/team", limits=limits, when="1d")
+        with pytest.raises(PolicyError, match=says):
+            meter.keys.create("ana", limits=limits)
+    with pytest.raises(PolicyError, match=r"'api' is a flag.*a bucket of 'ana'"):
+        meter.subscribe("ana/team", "team")
+    assert meter.usage("ana/team") == before
+    assert sorted(meter.subjects()) == (["ana", "ana/team"] if seen else ["ana/team"])
+    limits = [Bucket("credits.rate", 5, "1m"), Pool("credits", 1)]
+    meter.subscribe("ana/team", limits=limits, op="x")
+    meter.subscribe("ana", limits=[Pool("credits.rate", 5)])
+    meter.subscribe("ana/team", limits=limits, op="x")  # that was done already
+    with pytest.raises(OpConflict):
+        meter.subscribe("ana/team", limits=limits, change="reset", op="x")
+    for op in (None, "y"):
+        with pytest.raises(PolicyError, match=r"'credits.rate' is a bucket.*a pool of 'ana'"):
+            meter.subscribe("ana/team", limits=limits, op=op)
 
 
 @pytest.mark.parametrize("name", [*NAMES, {"credits": 1}, ["credits"]], ids=ascii)

@@ -176,6 +176,15 @@ def test_retired_plans(make: Make, clock: ManualClock) -> None:
     meter.subscribe("bob", "pro")
 
 
+def test_a_meter_retires_one_of_its_own_plans(make: Make) -> None:
+    meter = make()
+    change = meter.apply(remove=["pro"])
+    assert [plan.id for plan in change.removed] == ["pro"]
+    assert [plan.id for plan in change.unchanged] == ["free", "pack"]
+    assert set(meter.plans()) == {"free", "pack"}
+    make().consume("ana", "tokens")  # these are plans of an earlier revision
+
+
 def test_a_retired_default_is_joined_no_more(make: Make) -> None:
     meter = make()
     meter.consume("ana", "tokens")

@@ -205,12 +205,12 @@ def test_sixty_four_live_ones(meter: AnyMeter, clock: ManualClock) -> None:
 def test_spent_ones_make_room(meter: AnyMeter) -> None:
     """However many come and go, the record stays short; those spent last stay in the books."""
     for number in range(120):
-        meter.grant("acme", "credits", 1, priority=10, op=f"{number}")
+        meter.grant("acme", "credits", 1, priority=10, op=f"{number:03}")
         meter.consume("acme", "credits", 1)
     meter.grant("acme", "credits", 5, op="last")
     kept = left(meter)
     assert kept["last"] == 5
-    assert [name for name in kept if name != "last"] == [f"{n}" for n in range(88, 120)]
+    assert [name for name in kept if name != "last"] == [f"{n:03}" for n in range(88, 120)]
     assert meter.usage("acme")["credits"].drawn == 120
 
 

@@ -204,6 +204,24 @@ def test_the_older_one_first_then_nothing_else(meter: AnyMeter, clock: ManualClo
     assert [burned(meter, 2) for _ in range(3)] == ["b", "a", "c"]
 
 
+def test_of_the_same_instant_the_lower_id_first(meter: AnyMeter, clock: ManualClock) -> None:
+    for name in ("b", "aé", "a", "ab", "B"):
+        meter.grant("acme", "credits", 2, priority=10, op=name)
+    clock.advance(milliseconds=1)
+    meter.grant("acme", "credits", 2, priority=10, op="A")
+    ordered = ["B", "a", "ab", "aé", "b", "A"]
+    assert list(left(meter)) == ordered
+    assert [burned(meter, 2) for _ in range(6)] == ordered
+    meter.refund("acme", "credits", 4)
+    assert [name for name, units in left(meter).items() if units] == ["b", "A"]
+
+
+def test_without_ids_of_the_same_instant_the_first_one_first(meter: AnyMeter) -> None:
+    ordered = [meter.grant("acme", "credits", 2, priority=10, op=op).id for op in (None, True) * 6]
+    assert list(left(meter)) == ordered
+    assert [burned(meter, 2) for _ in range(12)] == ordered
+
+
 def test_one_charge_takes_from_several_sources(meter: AnyMeter) -> None:
     meter.grant("acme", "credits", 30, priority=10, op="first")
     meter.grant("acme", "credits", 30, priority=90, op="last")

@@ -205,6 +205,28 @@ def test_one_of_two_holds_that_outlive_their_period_is_billed_there(
     assert deltas(client, meter) == [5, kept, 10]
 
 
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+@pytest.mark.parametrize("bill", ["use", "overage"])
+def test_one_of_several_that_is_kept_whole_after_its_period_is_billed(
+    make: Make, client: redis.Redis, clock: ManualClock, bill: str, functions: bool
+) -> None:
+    """Nothing else of the record changes then."""
+    limit = 100 if bill == "use" else 0
+    meter = make([plan(limit, bill=bill, overage=None)], clock=clock, functions=functions)
+    start = clock.now_ms
+    one, two, three = (meter.reserve("acme", "credits", n, ttl="5d") for n in (1, 2, 4))
+    clock.advance(days=1)
+    meter.consume("acme", "credits", 50)
+    two.commit()
+    assert entries(client, meter) == [("credits", 2, 1, start)]
+    three.commit(4)
+    one.commit()
+    meter.harvest()
+    assert entries(client, meter)[1:] == [
+        ("credits", 4, 2, start), ("credits", 1, 3, start), ("credits", 50, 4, clock.now_ms),
+    ]  # fmt: skip
+
+
 def test_what_a_dropped_pool_held_is_still_billed(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:

@@ -241,9 +241,9 @@ def test_grants_read_as_the_map_says(make: Make, client: redis.Redis) -> None:
     assert digests == [(129, 0, start + 60_000, 0, 0), (131, 3, 2**48 - 1, 3, 0)]
     assert msgpack.unpackb(rec[at + 45 :]) == {
         "k": [
-            ["early", "c", 40, 0, 30, 0, start, start + 3_600_000, 10, 1, "", 0],
-            ["later", "c", 7, 7, 0, 0, start + 60_000, 2**48 - 1, 50, 2, "order 1", 0],
-            ["beside", "d", 5, 3, 0, 0, start, 2**48 - 1, 50, 3, "", 0],
+            ["early", "c", 40, 0, 30, 0, start, start + 3_600_000, 10, start, "", 0],
+            ["later", "c", 7, 7, 0, 0, start + 60_000, 2**48 - 1, 50, start, "order 1", 0],
+            ["beside", "d", 5, 3, 0, 0, start, 2**48 - 1, 50, start, "", 0],
         ],
         "i": ["d"],
     }

@@ -37,8 +37,8 @@ WRAPPER = f"""
     end
     local after = left < 0
     left = left + (after and 1 or -1)
-    redis.call("SET", "{LEFT}", left)
-    if left ~= 0 then
+    -- A script that may only read tears nothing.
+    if redis.pcall("SET", "{LEFT}", left).err or left ~= 0 then
       return redis.call(command, ...)
     end
     redis.call("SET", "{LEFT}", "0")

@@ -71,7 +71,7 @@ class Granting(Holding):
             starts,
             expires_ms,
             source,
-            record.granted + 1,
+            now,
             left=amount,
         )
         add_grant(record, made, now)

@@ -33,7 +33,7 @@ class OGrant:
 
 
 class Grant(NamedTuple):
-    """`amount == left + held + consumed + expired`, always. `age`: its number in its record."""
+    """`amount == left + held + consumed + expired`, always. `age`: the instant it was given."""
 
     id: str
     name: str
@@ -61,8 +61,8 @@ class Grant(NamedTuple):
         """Nothing left, nothing held: only a refund could return anything to it."""
         return self.left == self.held == 0
 
-    def burn_key(self) -> tuple[float, ...]:
-        return (self.priority, inf if self.expires is None else self.expires, 1, self.age)
+    def burn_key(self) -> tuple[float | str, ...]:
+        return (self.priority, inf if self.expires is None else self.expires, 1, self.age, self.id)
 
     def ended(self) -> Grant:
         """What is left of it is lost; what is held has still to come back."""
@@ -119,7 +119,7 @@ def shares_of(
 
     `room`: units the allowance has (None: no bound). `end`: of its period (None: never).
     """
-    sources: list[tuple[tuple[float, ...], str | None, float]] = [
+    sources: list[tuple[tuple[float | str, ...], str | None, float]] = [
         (grant.burn_key(), grant.id, grant.left) for grant in grants if grant.live(now)
     ]
     own_key = (ALLOWANCE_PRIORITY, inf if end is None else end, 0, 0)

@@ -70,8 +70,8 @@ def check_grants(record: Record, now: int) -> None:
         assert grant.held or not grant.dead(now), "it is out of the books"
     assert {source for source, _ in shares} - {None} <= record.grants.keys()
     ages = [grant.age for grant in record.grants.values()]
-    assert ages == sorted(set(ages)), "oldest first"
-    assert all(1 <= age <= record.granted for age in ages)
+    assert ages == sorted(ages), "oldest first"
+    assert all(age <= now for age in ages)
     lasting = [grant for grant in record.grants.values() if not grant.dead(now)]
     assert len(lasting) <= MAX_GRANTS + MAX_EMPTY
     names = {grant.name for grant in record.grants.values()}

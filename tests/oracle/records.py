@@ -29,8 +29,8 @@ class Record:
     `plans` maps a group to a plan's id, or to the private plan itself. `states` may lie behind
     (nothing was written since), never ahead. `first_sight`: nobody ever set anything here.
     `holds`: the open ones, by id. `incarnations`: how often a limit's state began anew. `grants`:
-    those in the books, by id, the oldest first; `granted`: how many were ever made. `pending`:
-    changes that wait, by group. `shares`: what pools' limits differ from their plans', by name.
+    those in the books, by id, the oldest first. `pending`: changes that wait, by group. `shares`:
+    what pools' limits differ from their plans', by name.
     `books`, `told`: see `telling`.
     """
 
@@ -45,7 +45,6 @@ class Record:
     holds: dict[str, Hold] = field(default_factory=dict)
     incarnations: dict[str, int] = field(default_factory=dict)
     grants: dict[str, Grant] = field(default_factory=dict)
-    granted: int = 0
     pending: dict[str, Waiting] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     books: dict[str, Any] = field(default_factory=dict)
@@ -225,7 +224,6 @@ def drop_grant(record: Record, grant_id: str, now: int) -> None:
 def add_grant(record: Record, grant: Grant, now: int) -> None:
     """Its pool is there from now on, if it was not before."""
     record.grants[grant.id] = grant
-    record.granted = grant.age
     if grant.name not in record.specs:
         record.specs = specs_of(record.base, record.overrides, record.grants, record.shares)
         record.states[grant.name] = record.specs[grant.name].fresh(now, now)
@@ -387,7 +385,6 @@ def converted(
         record.holds,
         incarnations,
         record.grants,
-        record.granted,
         record.pending,
         shares,
         record.books,

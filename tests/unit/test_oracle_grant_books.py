@@ -128,7 +128,7 @@ def test_arguments_that_are_wrong() -> None:
 def test_how_many_there_may_be() -> None:
     model = oracle(Pool("m", 0))
     for number in range(64):
-        give(model, 1, f"g{number}", ("m", "x")[number % 2])
+        give(model, 1, f"g{number:02}", ("m", "x")[number % 2])
     with pytest.raises(PolicyError):
         give(model, 1, "one more")
     model.reserve("a", "m", 1, ttl_ms=DAY, hold_id="h")
@@ -136,14 +136,14 @@ def test_how_many_there_may_be() -> None:
         give(model, 1, "held counts")
     model.consume("a", "x", 32)
     for number in range(32):
-        give(model, 1, f"h{number}")
+        give(model, 1, f"h{number:02}")
     assert len(books(model)) == 96
-    model.consume("a", "m", 2)  # g2 and g4 are empty too: the two oldest leave the books
+    model.consume("a", "m", 2)  # g02 and g04 are empty too: the two oldest leave the books
     give(model, 1, "last")
-    gone = {f"g{number}" for number in range(64)} - books(model).keys()
-    assert gone == {"g1", "g2"}
+    gone = {f"g{number:02}" for number in range(64)} - books(model).keys()
+    assert gone == {"g01", "g02"}
     with pytest.raises(OpNotFound):
-        model.void("a", "g1")
+        model.void("a", "g01")
 
 
 def test_a_grant_is_made_once() -> None:
