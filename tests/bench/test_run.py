@@ -19,8 +19,8 @@ from bench.report.model import Report, Row
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SECTIONS = (
-    "server decision-one decision-four verify money bytes growth-1 growth-4 sync-one sync- "
-    "four threads-1 threads-2 async-1 async-64 async-four connection-1 connection-64 "
+    "server decision-one decision-four verify money bytes growth-1 growth-4 sync-one "
+    "sync-four threads-1 threads-2 async-1 async-64 async-four connection-1 connection-64 "
     "latency-200 subjects refused-sync refused-async local balance-numbered balance-uuids "
     "cluster-one cluster-four cluster-keys export imports"
 )
