@@ -125,7 +125,7 @@ function finish.keep(i, id, entry, now, others)
   end
   -- A record that is not to stay has to outlive its holds.
   local soon = has(level.flags, TTL) and level.expires < entry.expiry + level.parsed.forgettable
-  if due ~= H.due or soon then
+  if due ~= H.due or soon or others and level.settled then -- what came by itself is told with it
     store.put_due(level, due, slices[i], now)
     slices[i] = nil
   end

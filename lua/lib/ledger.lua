@@ -65,7 +65,8 @@ function ledger.move(level, before, L, s, ended)
 end
 
 -- A record that was laid out anew; before that, harvest had to look by `due`. What is in the index for a later
--- instant, or not at all, has to go into it again if there is use.
+-- instant, or not at all, has to go into it again if there is use, or if what was harvested has come back since: that
+-- is still to be said when the period ends.
 function ledger.relist(level, due)
   if has(level.flags, LISTED) then
     if ledger.due(level, level.parsed, level.rec) >= due then
@@ -77,7 +78,8 @@ function ledger.relist(level, due)
   for _, L in ipairs(level.parsed.limits) do
     if L.kind == POOL and ledger.follows(level, L) then
       local used, drawn, over = sunpack("<I7I7I7", level.rec, L.offset + 18)
-      if used + drawn + over > 0 then
+      local row = bill.known(level, L.name)
+      if used + drawn + over > 0 or row and row[1] > 0 then
         bill.news(level).list = true
       end
     end

@@ -1,0 +1,76 @@
+"""What comes by itself is told and billed in time, whatever else a call has to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from meterd import Bucket, Plan, Pool, wire
+from meterd.testing import ManualClock
+from tests.engine.conftest import Make
+from tests.engine.told import deltas, due, events
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+@pytest.mark.parametrize("reset", [None, "month"])
+@pytest.mark.parametrize("way", ["subscribe", "wait", "apply"])
+def test_a_new_end_is_looked_for_when_what_was_harvested_has_come_back(
+    make: Make,
+    client: redis.Redis,
+    clock: ManualClock,
+    way: str,
+    reset: Any,
+    functions: bool,
+) -> None:
+    """Nothing of the period is used any more, but less than nothing is still to be said of it."""
+    pools = [Pool("credits", 100, each, bill="use", warn_at=()) for each in (reset, "day")]
+    named = zip(("q", "daily"), pools, strict=True)
+    plans = [Plan(name, includes=[pool, Bucket("api", 9, "1m")]) for name, pool in named]
+    meter = make(plans, clock=clock, functions=functions)
+    meter.subscribe("acme", "q")
+    meter.consume("acme", "credits", 5)
+    assert [meter.harvest(), meter.harvest()] == [1, 0]
+    meter.refund("acme", "credits", 5)
+    assert meter.harvest() == 0
+    if way == "apply":
+        meter.apply([Plan("q", includes=plans[1].includes)])
+        meter.consume("acme", "api")
+    else:
+        meter.subscribe("acme", "daily", when="1h" if way == "wait" else "now")
+    assert meter.harvest() == 0
+    clock.advance(days=1, hours=1)
+    assert [meter.harvest(), meter.harvest()] == [1, 0]
+    assert deltas(client, meter) == [5, -5]
+    assert due(client, meter) == {}
+
+
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+@pytest.mark.parametrize("way", ["renew", "tally"])
+def test_what_another_hold_ends_with_is_told_where_one_stays_open(
+    make: Make, client: redis.Redis, clock: ManualClock, way: str, functions: bool
+) -> None:
+    """It expired before the call, after its period; the call changes only the one that stays."""
+    pool = Pool("credits", 100, "day", bill="use", warn_at=())
+    plan = Plan("p", includes=[pool], default=True)
+    meter = make([plan], clock=clock, functions=functions)
+    stays = meter.reserve("acme", "credits", 10, ttl="30d")
+    path = meter._keys.path("acme")
+    four = wire.encode_costs("credits", 4)
+    gone = meter.reserve("acme", "credits", 20, ttl="2d")
+    meter._run(meter._holds.tally(path, gone.id, four, None))
+    clock.advance(days=3)
+    if way == "renew":
+        stays.renew("60d")
+    else:
+        meter._run(meter._holds.tally(path, stays.id, four, None))
+    assert events(client, meter) == ["closed"]
+    assert deltas(client, meter) == [4]
+    stays.commit()
+    assert deltas(client, meter) == [4, 10]
