@@ -93,8 +93,17 @@ end
 
 -- The same where grants are, of the marks and the total.
 local function marks_granted(L)
+  if L.limit == NONE then
+    return function()
+      return huge
+    end
+  elseif #L.warn_at + #L.warn_below == 0 then -- next_mark, without what walks along the thresholds
+    return function(marks, total)
+      return marks % 2 == 0 and total or huge
+    end
+  end
   return function(marks, total)
-    return L.limit == NONE and huge or next_mark(L, marks, total)
+    return next_mark(L, marks, total)
   end
 end
 
