@@ -23,6 +23,7 @@ WITH_OP = "consume, operation id"
 WITH_HOLD = "consume beside an open hold"
 HELD = "reserve, then commit"
 RELEASED = "reserve, then release"
+ON_A_PATH = "reserve, then commit, on a path of two"
 GRANTS = 8
 
 
@@ -79,6 +80,12 @@ def prepared(meter: Meter, tap: Tap, subjects: int) -> list[Measured]:
         taken(WITH_HOLD, consume, before=lambda who: meter.reserve(who, "pool", ttl="1d")),
         taken(HELD, reserve, lambda who: held[who].commit(3), fresh=hold),
         taken(RELEASED, reserve, lambda who: held[who].release(), fresh=hold),
+        taken(
+            ON_A_PATH,
+            lambda who: meter.reserve(f"{who}/team", "pool", 5),
+            lambda who: held[who].commit(3),
+            fresh=hold,
+        ),
     ]
 
 

@@ -18,14 +18,23 @@ local CHUNK = 1000 -- values in one command: Lua's stack bounds them
 
 local hold = {}
 
--- The keys of a level's holds are as the record's, but for the kind; nil where it has none.
+-- The keys of a record's holds: as its own, but for the kind; nil where it has none.
+function hold.pair(key)
+  local at = find(key, "}:s:", 1, true)
+  if not at then
+    return nil
+  end
+  local head, tail = sub(key, 1, at + 1), sub(key, at + 3)
+  return head .. "h" .. tail, head .. "x" .. tail
+end
+
+-- Those of a level, which is told them.
 function hold.name(level)
-  local at = find(level.key, "}:s:", 1, true)
   local H = level.holds or {}
   level.holds = H
-  if at then
-    local head, tail = sub(level.key, 1, at + 1), sub(level.key, at + 3)
-    H.hash, H.order = head .. "h" .. tail, head .. "x" .. tail
+  local hash, order = hold.pair(level.key)
+  if hash then
+    H.hash, H.order = hash, order
   end
   return H
 end

@@ -3,23 +3,20 @@
 -- do not fill; whatever else there may be takes the long way.
 -- @gives quick
 
-local ENOUGH_USES = 8 -- as in lib/plain.lua
-local MOST_SHAPES = 64 -- for which functions are made, three each; then everything starts over
+-- As in lib/plain.lua: after how many uses functions are made, three for each shape and at most for so many of these;
+-- after how many calls that came too late everything starts over.
+local ENOUGH_USES, MOST_SHAPES, ENOUGH_LATE = 8, 64, 500000
 local ONLY_HOLDS = "\129\161h\145\1" -- what a call brings along that names the holds of one record: {h = {1}}
 
 local quick = {}
 -- By the first 10 bytes of the record (layout, flags, policy), then by cost names; and functions that end a hold, in
 -- a list, since a hold says itself what it is of.
-local making, ending, shape_count = {}, {}, 0
+local making, ending, shape_count, late_calls = {}, {}, 0, 0
 
 -- Whether these are the keys of the record's holds.
 local function go_together(key, hash, order)
-  local at = find(key, "}:s:", 1, true)
-  if not at then
-    return false
-  end
-  local head, tail = sub(key, 1, at + 1), sub(key, at + 3)
-  return hash == head .. "h" .. tail and order == head .. "x" .. tail
+  local its_hash, its_order = hold.pair(key)
+  return hash == its_hash and order == its_order
 end
 
 -- As reserve. Or nil: it takes the long way, and nothing was written; then what is stored under the keys and the
@@ -154,7 +151,11 @@ function quick.prepare(count, names)
   if making[free] and making[free][names] then
     return
   elseif shape_count >= MOST_SHAPES then
-    making, ending, shape_count = {}, {}, 0
+    late_calls = late_calls + 1
+    if late_calls < ENOUGH_LATE then
+      return
+    end
+    making, ending, shape_count, late_calls = {}, {}, 0, 0
   end
   -- The write is behind us: whatever may be wrong with a function, the call has its answer.
   local fine, on_free, on_taken, run = pcall(compile.holding, parsed, shape, flags)

@@ -57,10 +57,17 @@ def switched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = root / "lib" / "quick.lua"
     ends = "local function end_one(keys, now_text, context, names, used, op_text, id, all_back)\n"
     switch(file, NO_QUICK_WAY, "return nil", "function quick.reserve(keys, args)\n", ends)
-    text, found = re.subn(r"(ENOUGH_USES =) \d+", r"\1 1", file.read_text())
+    bound(root, 1000, 500_000)
+    return root
+
+
+def bound(root: Path, most: int, late: int) -> None:
+    """Functions are made at the first use, for so many shapes."""
+    file = root / "lib" / "quick.lua"
+    bounds = r"(ENOUGH_USES, MOST_SHAPES, ENOUGH_LATE =) \d+, \d+, \d+"
+    text, found = re.subn(bounds, rf"\1 1, {most}, {late}", file.read_text())
     assert found == 1
     file.write_text(text)
-    return root
 
 
 @pytest.fixture(scope="module", params=["valkey-9.1", "redis-7.0", "redis-8.2"])
@@ -204,6 +211,24 @@ def test_what_takes_the_long_way(raw: Raw, limits: list[Limit]) -> None:
             client.delete(NO_LONG_WAY)
             assert "LONG WAY" in reply
             twins.ask(0, entry, hold, *asked, 60_000)
+
+
+def test_no_more_functions_are_made_than_are_kept(switched: Path) -> None:
+    """Else every call would make some, where customers have plans of their own."""
+    root = switched.with_name("few")
+    shutil.copytree(switched, root)
+    bound(root, 2, 20)
+    with servers.start() as server:
+        raw = Raw(server.client(), Scripts(root))
+        other = Bucket("b", 9, "1m", rates={"b": 1, "c": 1})
+        many = [Twins(raw, policy(Pool("a", 1000 + n), other), n, NOW) for n in range(3)]
+        for turn in range(8):
+            for twins in many:
+                twins.both("reserve", b"%d" % turn, b"a", amounts(1))
+        assert [twins.seen["reserve"] for twins in many] == [7, 7, 0]
+        for turn in range(8, 24):  # the third comes too late often enough
+            many[2].both("reserve", b"%d" % turn, b"a", amounts(1))
+        assert 0 < many[2].seen["reserve"] < 16
 
 
 def play(raw: Raw, number: int, steps: int) -> Counter[str]:
