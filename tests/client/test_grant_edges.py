@@ -69,3 +69,16 @@ def test_a_grant_that_ends_with_the_period_is_no_help_after_it(
         meter.consume("acme", "credits", 5 * past)
         refused = meter.check("acme", "credits", 12)
         assert (refused.allowed, refused.retry_after) == (False, after)
+
+
+def test_it_is_over_at_the_very_instant(make: Make, clock: ManualClock) -> None:
+    meter = make([Plan("p", includes=[Pool("credits", 0)], default=True)])
+    meter.grant("acme", "credits", 5, expires="1h")
+    clock.advance(milliseconds=3_599_999)
+    assert meter.check("acme", "credits", 5)
+    assert meter.consume("acme", "credits", 2)
+    clock.advance(milliseconds=1)
+    state = meter.usage("acme")["credits"]
+    assert (state.remaining, state.granted) == (0, 0)
+    assert not meter.check("acme", "credits")
+    assert not meter.consume("acme", "credits")

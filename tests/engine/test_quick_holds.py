@@ -213,6 +213,34 @@ def test_what_takes_the_long_way(raw: Raw, limits: list[Limit]) -> None:
             twins.ask(0, entry, hold, *asked, 60_000)
 
 
+@pytest.mark.parametrize(
+    "limit",
+    [
+        Pool("a", 100, "hour"),
+        Bucket("a", 100, "1h", algorithm="fixed"),
+        Bucket("a", 100, "1h"),
+        Bucket("a", 100, "1h", algorithm="token"),
+    ],
+    ids=["pool", "fixed", "sliding", "token"],
+)
+@pytest.mark.parametrize("minutes", [30, 60, 61, 90, 121, 600])
+def test_what_comes_back_in_another_window(raw: Raw, limit: Limit, minutes: int) -> None:
+    """Others have charged it meanwhile, and not all of that is the hold's to give back."""
+    number = 5 * 10**6 + 1000 * minutes + len(str(limit))
+    raw.client.flushall()
+    twins = Twins(raw, policy(limit, Bucket("b", 9, "1m", rates={"b": 1, "c": 1})), number, NOW)
+    for hold in (b"1", b"2", b"3"):  # the first the long way
+        twins.both("reserve", hold, b"a", amounts(9), ttl=DAY)
+    assert twins.seen["reserve"] >= 2
+    twins.now += minutes * 60_000
+    for _ in range(3):
+        twins.both("consume", b"", b"a", amounts(10))
+    twins.both("commit", b"2", b"a", amounts(1))
+    twins.now += 1000
+    twins.both("release", b"3")
+    twins.both("consume", b"", b"a", amounts(1))
+
+
 def test_no_more_functions_are_made_than_are_kept(switched: Path) -> None:
     """Else every call would make some, where customers have plans of their own."""
     root = switched.with_name("few")
