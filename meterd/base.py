@@ -23,7 +23,7 @@ from meterd.policy import Bucket, Plan
 from meterd.refusals import RefusalCache, Refusals, spans
 from meterd.result import Decision
 from meterd.revision import checked_plans
-from meterd.scripts import Scripts
+from meterd.scripts import Scripts, own_scripts
 from meterd.session import Session
 from meterd.shapes import Shapes
 from meterd.store import Store
@@ -95,7 +95,7 @@ class MeterBase:
         if clock is not None and not hasattr(clock, "now_ms"):
             raise refuse("clock", clock, "something with now_ms, as meterd.testing.ManualClock")
         self._keys = Keyspace(prefix)
-        session = Session(scripts or Scripts(), self._timeout, functions=functions)
+        session = Session(scripts or own_scripts(), self._timeout, functions=functions)
         self._store = Store(
             session,
             self._keys,

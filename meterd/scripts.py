@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,3 +232,9 @@ class Scripts:
         line = program.locate(int(found.group(1))) if found else None
         where = f"{line.file}:{line.number}: " if line else ""
         return f"{where}{message}"
+
+
+@cache
+def own_scripts() -> Scripts:
+    """This installation's scripts, put together once in a process."""
+    return Scripts()

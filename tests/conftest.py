@@ -6,7 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 
+from meterd import store
 from tests.support import servers
+
+EVERY_SECONDS = store.REFRESH_SECONDS
+"""How often a process that nobody tests looks at the catalog."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def looks_when_told() -> Iterator[None]:
+    """Nobody looks at the catalog because a machine is slow: requests are counted, and faults hit
+    the request that they are meant for. Tests of the looking ask for `looks_by_itself`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "REFRESH_SECONDS", 1e9)
+        yield
+
+
+@pytest.fixture
+def looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog is looked at every few seconds of use, as in a user's process."""
+    monkeypatch.setattr(store, "REFRESH_SECONDS", EVERY_SECONDS)
 
 
 @pytest.fixture(scope="session")

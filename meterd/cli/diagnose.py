@@ -17,7 +17,7 @@ from meterd.demo import Promise, run_demo
 from meterd.errors import Unavailable
 from meterd.keys import Keyspace
 from meterd.revision import Catalog
-from meterd.scripts import Scripts
+from meterd.scripts import own_scripts
 from meterd.term import Look, number
 from meterd.transport import MaybeSent, Node, NotSent, Request, open_transport, pack, redact
 from meterd.transport.base import SyncTransport
@@ -93,7 +93,7 @@ def _examine(transport: SyncTransport, settings: dict[str, Any]) -> Iterator[Che
     transport.open()
     yield Check("connection", OK, f"{transport.kind} at {transport.url}")
     accepted = bool(settings.get("accept_eviction"))
-    library = Scripts().library_name
+    library = own_scripts().library_name
     nodes = transport.nodes()
     for node in nodes:
         ask = _Asker(transport, node)

@@ -211,6 +211,7 @@ def test_an_apply_reaches_a_running_process(make: Make, monkeypatch: pytest.Monk
     assert running.consume("bob", "credits")["credits"].limit == 20
 
 
+@pytest.mark.usefixtures("looks_by_itself")
 def test_a_process_looks_every_few_seconds_of_use(make: Make) -> None:
     from meterd import store
 

@@ -315,8 +315,7 @@ def test_what_the_observer_hears(make: Make) -> None:
 # --- Without the server
 
 
-def test_degraded(make: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", float("inf"))
+def test_degraded(make: Make, tmp_path: Any) -> None:
     open_plan = Plan(
         "open",
         includes=[Bucket("api", 5, "1m", on_error="allow"), Slots("jobs", 5), Pool("credits", 5)],

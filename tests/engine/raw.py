@@ -22,7 +22,7 @@ from meterd import Bucket, Flag, Meter, Plan, Pool, Slots, secret, wire
 from meterd.compile import read_policy
 from meterd.keyentry import unpack_about
 from meterd.keys import Path, partition_of
-from meterd.scripts import ENTRIES, READ_ONLY, Scripts
+from meterd.scripts import ENTRIES, READ_ONLY, Scripts, own_scripts
 from meterd.testing import ManualClock
 from tests.support.servers import Server
 
@@ -53,7 +53,7 @@ class Raw:
 
     def __init__(self, client: redis.Redis, scripts: Scripts | None = None) -> None:
         self.client = client
-        self.scripts = scripts or Scripts()
+        self.scripts = scripts or own_scripts()
         client.execute_command("FUNCTION", "LOAD", "REPLACE", self.scripts.library.text)
         for entry in ENTRIES:
             client.script_load(self.scripts.script(entry).text)

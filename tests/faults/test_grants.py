@@ -23,12 +23,6 @@ RACERS = 32
 
 
 @pytest.fixture
-def no_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalog is read once, so that the requests of a test can be counted."""
-    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", 1e9)
-
-
-@pytest.fixture
 def beside(matrix_server: Server, prefix: str) -> Iterator[Meter]:
     """Looks at the same store without a proxy between."""
     with Meter(matrix_server.url, plans=PLANS, prefix=prefix, timeout=20) as made:
@@ -50,7 +44,6 @@ def books(meter: Any, subject: str = "acme") -> dict[str, Grant]:
 
 @EVERY_WAY
 @pytest.mark.parametrize("fault", [*LOSING, *HARMLESS], ids=lambda fault: fault.kind)
-@pytest.mark.usefixtures("no_refresh")
 def test_one_fault(
     proxy: FaultProxy, beside: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:

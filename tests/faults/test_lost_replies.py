@@ -29,18 +29,11 @@ from tests.support.servers import Server
 HARMLESS = (faulty.DUPLICATE, faulty.TRICKLE, faulty.delay(5))
 
 
-@pytest.fixture
-def no_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalog is read once, so that the requests of a test can be counted."""
-    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", 1e9)
-
-
 # --- One fault at a time
 
 
 @EVERY_WAY
 @pytest.mark.parametrize("fault", [*LOSING, *HARMLESS], ids=lambda fault: fault.kind)
-@pytest.mark.usefixtures("no_refresh")
 def test_one_fault(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:
@@ -80,7 +73,6 @@ def test_one_fault(
 
 @EVERY_WAY
 @pytest.mark.parametrize("fault", [*LOSING, *HARMLESS], ids=lambda fault: fault.kind)
-@pytest.mark.usefixtures("no_refresh")
 def test_an_operation_is_given_back_once(
     proxy: FaultProxy, direct: Meter, either: Workshop, prefix: str, fault: Fault
 ) -> None:

@@ -76,7 +76,6 @@ class Story:
 
 @pytest.fixture
 def story(server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
-    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", 1e9)
     clock = ManualClock(1_700_000_000_123)
     with Meter(server.url, plans=[PLAN], prefix=prefix, clock=clock, timeout=20) as meter:
         meter.check("acme", "credits")

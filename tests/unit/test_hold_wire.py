@@ -25,12 +25,6 @@ PLAN = Plan("base", default=True, includes=[Pool("tokens", 100), Bucket("api", 5
 RETENTION_MS = 86_400_000
 
 
-@pytest.fixture(autouse=True)
-def no_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks at the catalog meanwhile."""
-    monkeypatch.setattr("meterd.store.REFRESH_SECONDS", float("inf"))
-
-
 class Server:
     """Plays the server's part in flows: keeps what was asked, answers what it was told to."""
 
