@@ -173,7 +173,7 @@ def test_an_unknown_outcome_is_raised(
         proxy.next(fault)
         with pytest.raises(OutcomeUnknown):
             meter.consume("acme", name)
-    meter._session.timeout = 0.12
+    meter.hurry(0.12)
     proxy.partition(True)
     for op in (None, "x"):
         with pytest.raises(OutcomeUnknown) as caught:
@@ -191,7 +191,7 @@ def test_lost_and_then_down_is_unknown(
     meter = either(proxy.url, plans=PLANS, prefix=prefix, timeout=5)
     direct = either(server.url, prefix=prefix, timeout=20)
     meter.consume("acme", "open")
-    meter._session.timeout = 0.2
+    meter.hurry(0.2)
     listening = proxy.path
 
     def vanish(index: int) -> Fault:
@@ -208,7 +208,7 @@ def test_lost_and_then_down_is_unknown(
     assert answer(lambda: meter.consume("acme", "loud", op="lost")) is None
     os.rename(listening + "-away", listening)
     proxy.calm()
-    meter._session.timeout = 20
+    meter.hurry(20)
     decision = meter.consume("acme", "open", op="lost")
     assert decision.replayed
     assert not decision.degraded

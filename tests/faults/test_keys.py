@@ -84,11 +84,13 @@ def test_one_fault(
     assert (changed.name, changed.enabled) == ("x", False)
     assert direct.keys.verify(secret).code == "DISABLED"
     meter.keys.update(key.id, enabled=True)
-    for skipped in (0, 1, 2):
+    # What is waited for is waited for once: a cut shows the same at every request.
+    requests = (2,) if fault in (faulty.DROP, faulty.STALL) else (0, 1, 2)
+    for skipped in requests:
         proxy.next(*[faulty.delay(0)] * skipped, fault)
         new = meter.keys.rotate(key.id, overlap="1h")
         assert direct.keys.verify(str(new.secret))
-    for skipped in range(3):
+    for skipped in requests:
         proxy.next(*[faulty.delay(0)] * skipped, fault)
         made = meter.keys.create("acme", limits=OWN)
         assert direct.keys.verify(str(made.secret))

@@ -232,13 +232,13 @@ def test_no_more_clients(either: Workshop, prefix: str) -> None:
             one = others.enter_context(socket.socket(socket.AF_UNIX))
             one.connect(own.socket)
         wait_until("no free place", lambda: _refused(own))
-        meter._session.timeout = 0.1
+        meter.hurry(0.1)
         all_unavailable(meter, {name: VERBS[name] for name in ("check", "consume", "subscribe")})
         meter._store.ready = True  # as in a process that has been running for a while
         with pytest.raises(Unavailable):
             meter.consume("acme", "credits", 5)
         meter._store.ready = False
-        meter._session.timeout = 20
+        meter.hurry(20)
         others.close()
         wait_until("a free place", lambda: not _refused(own))
         assert meter.consume("acme", "credits", 5, op="later")["credits"].used == 10
@@ -266,7 +266,7 @@ def silent(server: Server) -> Iterator[FaultProxy]:
 def test_a_partition(silent: FaultProxy, server: Server, either: Workshop, prefix: str) -> None:
     meter = either(silent.url, plans=PLANS, prefix=prefix, timeout=5)
     meter.consume("acme", "credits", 5)
-    meter._session.timeout = 0.12
+    meter.hurry(0.12)
     before = snapshot(server, prefix)
     silent.partition(True)
     all_unavailable(meter, READS)
@@ -280,7 +280,7 @@ def test_a_partition(silent: FaultProxy, server: Server, either: Workshop, prefi
     silent.partition(False)
     assert silent.stats["swallowed"]
     assert snapshot(server, prefix) == before
-    meter._session.timeout = 5
+    meter.hurry(5)
     decision = meter.consume("acme", "credits", 5, op="later")
     assert decision["credits"].used == 10
     assert not decision.replayed
@@ -293,7 +293,7 @@ def test_opening_into_a_partition(silent: FaultProxy, either: Workshop, prefix: 
     with pytest.raises(Unavailable):
         meter.open()
     silent.partition(False)
-    meter._session.timeout = 5
+    meter.hurry(5)
     assert meter.consume("acme", "credits")["credits"].used == 1
 
 
@@ -302,7 +302,7 @@ def test_opening_into_a_partition(silent: FaultProxy, either: Workshop, prefix: 
 def test_a_stopped_server_runs_what_it_was_sent(own: Server, either: Workshop, prefix: str) -> None:
     """What lies in its sockets is executed late: an operation id counts once all the same."""
     meter = opened(either, own, prefix, timeout=5)
-    meter._session.timeout = 0.12
+    meter.hurry(0.12)
     os.kill(own.pid, signal.SIGSTOP)
     try:
         with pytest.raises(OutcomeUnknown):
@@ -313,7 +313,7 @@ def test_a_stopped_server_runs_what_it_was_sent(own: Server, either: Workshop, p
         all_unavailable(meter, READS)
     finally:
         os.kill(own.pid, signal.SIGCONT)
-    meter._session.timeout = 20
+    meter.hurry(20)
     assert meter.consume("acme", "credits", 7, op="once")["credits"].applied == 7
     with Meter(own.url, prefix=prefix, timeout=20) as other:
         # The call without an id was in the socket first, and ran once or not at all.
