@@ -21,6 +21,7 @@ LIMITS = {"1 limit": "pool", "4 limits": "all"}
 BYTES = "MEMORY USAGE"
 INDEXED = f"{NAME}, and its entry in its partition's index"
 OF_A_PARTITION = (b"}:due", b"}:events", b"}:outbox")  # keys that its subjects share
+SUBJECTS = 50
 MANY = 1000  # subjects of a partition: of a million, about
 
 
@@ -29,7 +30,7 @@ def size(lab: Lab) -> Iterator[Finding]:
     measure = Measure(BYTES, "bytes", NAME, False)
     peers = [peer for peer in SYNC if peer.role == "peer" or peer.name == NAME]
     absent: dict[str, str] = {}
-    found: dict[str, int] = {}
+    found: dict[str, list[int]] = {}
     for peer in peers:
         with opened(lab.tcp, [peer]) as clients, Raw(lab.tcp.path) as raw:
             absent |= clients.absent
@@ -37,28 +38,34 @@ def size(lab: Lab) -> Iterator[Finding]:
                 if calls.four:
                     found[name] = memory(raw, calls.four)
                 if name == NAME:
-                    found[INDEXED] = found[NAME] + index_entry(raw)
-    for name, taken in found.items():
-        measure.add(name, taken, found[NAME])
+                    entry = index_entry(raw)
+                    found[INDEXED] = [record + entry for record in found[NAME]]
+    for taken in zip(*found.values(), strict=True):
+        measure.add_round(dict(zip(found, taken, strict=True)))
     yield Finding(
         "bytes",
         "Bytes per subject with a pool and three buckets",
         [measure],
-        note="MEMORY USAGE of every key that one more subject brings, after its first charge. A "
-        "log grows with every charge; a window of `limits` takes no more with a second one. Where "
-        f"a pool resets, {NAME} enters the subject in an index, which is one key for all subjects "
-        f"of a partition: its share is counted by itself, in a partition of {MANY:,}.",
+        note=f"MEMORY USAGE of every key that one more subject brings, after its first charge: the "
+        f"median of {SUBJECTS} subjects, as the server gives a few of them a size more. A log "
+        "grows with every charge; a window of `limits` takes no more with a second one. Where a "
+        f"pool resets, {NAME} enters the subject in an index, which is one key for all subjects of "
+        f"a partition: its share is counted by itself, in a partition of {MANY:,}.",
         absent=absent,
     )
 
 
-def memory(raw: Raw, four: Callable[[int], object]) -> int:
-    """Of the keys that the second subject brings; the first may bring some for everybody."""
-    four(1)
-    before = set(raw.ask(b"KEYS", b"*"))
-    four(2)
-    mine = set(raw.ask(b"KEYS", b"*")) - before
-    return sum(usage(raw, key) for key in mine if not key.endswith(OF_A_PARTITION))
+def memory(raw: Raw, four: Callable[[int], object]) -> list[int]:
+    """Of the keys that each subject after the first brings; that may bring some for everybody."""
+    four(0)
+    taken = []
+    seen = set(raw.ask(b"KEYS", b"*"))
+    for n in range(1, SUBJECTS + 1):
+        four(n)
+        mine = set(raw.ask(b"KEYS", b"*")) - seen
+        seen |= mine
+        taken.append(sum(usage(raw, key) for key in mine if not key.endswith(OF_A_PARTITION)))
+    return taken
 
 
 def usage(raw: Raw, key: bytes) -> int:
