@@ -164,7 +164,7 @@ class Asker:
 
 def _resets_at(reply: bytes) -> float:
     """Of an answer with one limit: the number before the last."""
-    value: float = wire._figures(1).unpack(reply[-57:])[6]
+    value: float = wire.figures(1).unpack(reply[-57:])[6]
     return value
 
 

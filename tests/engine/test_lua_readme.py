@@ -87,7 +87,7 @@ def test_every_status_and_code() -> None:
     assert {row[1]: int(row[0]) for row in table("status")} == words
     of_keys = {"DISABLED": wire.KEY_DISABLED, "EXPIRED": wire.KEY_EXPIRED}
     assert {row[1]: int(row[0]) for row in table("code")} == {
-        str(code): i for i, code in enumerate(wire._CODES)
+        str(code): i for i, code in enumerate(wire.CODES)
     } | of_keys
     assert {row[1] for row in table("code")} == {*Code, *of_keys}
     assert set(KeyCode) == {*Code, *of_keys, "VALID", "NOT_FOUND"} - {"OK"}
