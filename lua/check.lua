@@ -5,7 +5,7 @@
 -- RETURNS as consume, without 1 and 4
 -- WRITES nothing
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition change record open store op charge kinds compile plain
+--   partition change record open store op charge kinds threshold holdcode compile plain
 -- @flags no-writes
 local function check(keys, args)
   if #args ~= 6 or args[5] ~= "" then

@@ -14,7 +14,7 @@
 --       6 unknown   there is no such hold (any more), and 3 says nothing to report instead, or 5 is empty
 -- WRITES the records, their holds, and the end of the hold; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   change record open store op charge kinds compile finish quick slow
+--   change record open store op charge kinds threshold holdcode compile finish quick slow
 -- @flags allow-oom
 local function commit(keys, args)
   if #args ~= 7 then

@@ -23,7 +23,7 @@
 -- WRITES the records that were charged, first seen or moved, and the operation id; events, outbox, index. If
 --       refused: the mark of a pool that says so for the first time, and its event
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition change record open store op charge kinds compile plain spend
+--   partition change record open store op charge kinds threshold holdcode compile plain spend
 local function consume(keys, args)
   if #args ~= 6 then
     bad("consume takes 6 arguments")

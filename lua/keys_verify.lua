@@ -11,7 +11,7 @@
 -- WRITES as consume: the records that were charged, first seen or moved, and the operation id; events, outbox,
 --       index. If refused: the mark of a pool that says so for the first time, and its event
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition change record open store op charge kinds compile plain spend apikey
+--   partition change record open store op charge kinds threshold holdcode compile plain spend apikey
 local function keys_verify(keys, args)
   if #args ~= 7 or #args[7] ~= 32 then
     bad("keys_verify takes 7 arguments, the last of 32 bytes")

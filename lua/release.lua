@@ -12,7 +12,7 @@
 --       7 holds, 8 due
 -- WRITES the records, their holds, and the end of the hold; events, outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   change record open store op charge kinds compile finish quick slow
+--   change record open store op charge kinds threshold holdcode compile finish quick slow
 -- @flags allow-oom
 local function release(keys, args)
   if #args ~= 5 or args[3] == "" then

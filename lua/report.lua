@@ -7,7 +7,7 @@
 -- RETURNS as consume; not allowed only where no cost name reaches anything
 -- WRITES the records that were charged, first seen or moved, and the operation id; events, outbox, index
 -- @needs base take once calendar event grants pool bucket slots policy implied request bill hold ledger
---   partition change record open store op charge kinds compile plain
+--   partition change record open store op charge kinds threshold holdcode compile plain
 local function report(keys, args)
   if #args ~= 6 then
     bad("report takes 6 arguments")

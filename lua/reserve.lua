@@ -10,7 +10,7 @@
 -- WRITES the records that were charged, first seen or moved, the hold of each, and the operation id; events,
 --       outbox, index
 -- @needs base take calendar event grants pool bucket slots policy implied request bill hold ledger partition
---   change record open store op charge kinds compile finish quick slow
+--   change record open store op charge kinds threshold holdcode compile finish quick slow
 local function reserve(keys, args)
   if #args ~= 8 then
     bad("reserve takes 8 arguments")

@@ -44,6 +44,8 @@ LIBRARIES = (
     "charge",
     "undo",
     "kinds",
+    "threshold",
+    "holdcode",
     "compile",
     "plain",
     "spend",
@@ -61,7 +63,7 @@ ENTRIES = (
     "keys_create", "keys_verify", "keys_update", "keys_rotate", "keys_point",
 )  # fmt: skip
 # What only a function library is for, because it outlives a call; and what only a script is for.
-_KEPT = frozenset({"kinds", "compile", "plain", "quick"})
+_KEPT = frozenset({"kinds", "threshold", "holdcode", "compile", "plain", "quick"})
 _ONCE = frozenset({"once", "slow"})
 READ_ONLY = frozenset({"check", "usage", "operation"})
 

@@ -56,57 +56,6 @@ local function amounts_code(count)
     8 * count, concat(names, ", "), ("d"):rep(count), concat(tests, " and "))
 end
 
-local function carries(L)
-  return L.kind == POOL and (L.rollover > 0 or L.carry_debt)
-end
-
--- By the bytes of what a pool has drawn, over and carried, and of its marks: from what use on it has something to
--- say; false where it is not plain.
-local function marks_of(L)
-  return setmetatable({}, {
-    __index = function(cache, rest)
-      local drawn, over, carried, marks = sunpack("<I7I7i7I2", rest)
-      if drawn + over > 0 or carried ~= 0 then
-        return false
-      end
-      local at = L.limit == NONE and huge or next_mark(L, marks, L.limit)
-      rawset(cache, rest, at)
-      return at
-    end,
-  })
-end
-
--- The same of a pool that may carry something in, as a function: what it may give in all, and that use; nil where it
--- is not plain.
-local function marks_carried(L)
-  return function(rest)
-    local drawn, over, carried, marks = sunpack("<I7I7i7I2", rest)
-    if drawn + over > 0 or carried < 0 then
-      return nil
-    elseif L.limit == NONE then
-      return 0, huge
-    end
-    local total = L.limit + carried
-    return total, next_mark(L, marks, total)
-  end
-end
-
--- The same where grants are, of the marks and the total.
-local function marks_granted(L)
-  if L.limit == NONE then
-    return function()
-      return huge
-    end
-  elseif #L.warn_at + #L.warn_below == 0 then -- next_mark, without what walks along the thresholds
-    return function(marks, total)
-      return marks % 2 == 0 and total or huge
-    end
-  end
-  return function(marks, total)
-    return next_mark(L, marks, total)
-  end
-end
-
 -- Adds what one limit does to `code`; `asked` may be REFUSAL. Returns how its kind does it, a substitution for
 -- its constants, the expression for what one call more could spend (nil: no bound), and that of what was used.
 -- `granted`: a pool with grants.
@@ -146,7 +95,7 @@ local function limit_code(code, t, target, asked, granted)
     constants.limit = unlimited and "0" or constants.limit
     add(GRANTED.load)
     left, capacity = GRANTED.left, huge
-  elseif carries(L) then
+  elseif threshold.carries(L) then
     add(kind.load_carried)
     left, capacity = "k# - u#", huge
   else
@@ -213,63 +162,6 @@ local function granted_head(shape, level, granted)
   return number_of and spack("<BBI2", level or 1, shape.count, #described) .. described, number_of
 end
 
--- The amounts of a hold, in the words of its entry (hold.words), and how much of them is kept: `amounts` (empty: all),
--- or with `all_back` nothing.
-local function held_code(shape, lengths)
-  local n, size, pattern, names, tests, kept, fits = shape.names, -8, ">", {}, {}, {}, {}
-  for w = 1, #lengths do
-    pattern, size = pattern .. "c" .. number(lengths[w]) .. (w < #lengths and "I8" or ""), size + lengths[w] + 8
-    names[2 * w - 1], tests[w] = "w" .. w, format("w%d ~= W%d", w, w)
-    if w < #lengths then
-      names[2 * w] = w == 1 and "expiry" or w <= n + 1 and "h" .. w - 1 or "v" .. w - n - 1
-    end
-  end
-  for j = 1, n do
-    kept[j], fits[j] = "a" .. j, format("a%d >= 0 and a%d <= h%d and a%d %% 1 == 0", j, j, j, j)
-  end
-  local amounts_held = concat(kept, ", "):gsub("a", "h")
-  return format([[
-    if #raw ~= %d then return end
-    local %s = sunpack("%s", raw)
-    if %s then return end
-    local %s = %s
-    if all_back then
-      %s = %s
-    elseif amounts ~= "" then
-      if #amounts ~= %d then return end
-      %s = sunpack("<%s", amounts)
-      if not (%s) then return end
-    end]],
-    size, concat(names, ", "), pattern, concat(tests, " or "), concat(kept, ", "), amounts_held,
-    concat(kept, ", "), ("0, "):rep(n - 1) .. "0", 8 * n, concat(kept, ", "), ("d"):rep(n), concat(fits, " and "))
-end
-
--- An expression for the entry of a hold, whose parts are known by `marks`.
-local function entry_code(shape, marks)
-  local values = { "W1", "expiry" }
-  for j = 1, shape.names do
-    values[#values + 1], values[#values + 2] = "W" .. j + 1, "a" .. j
-  end
-  for t = 1, shape.count do
-    values[#values + 1], values[#values + 2] = "W" .. shape.names + t + 1, marks[t]
-  end
-  values[#values + 1] = "W" .. shape.names + shape.count + 2
-  return format('spack(">%sc0", %s)', ("c0I8"):rep(1 + shape.names + shape.count), concat(values, ", "))
-end
-
--- Expressions for what the end of a hold notes: what was used by cost name, and by limit (as charge.sources).
-local function kept_code(shape, add)
-  local kept, some, shares = {}, {}, {}
-  for j = 1, shape.names do
-    kept[j] = "a" .. j
-  end
-  for t = 1, shape.count do
-    some[t], shares[t] = format("c%d > 0", t), format("{ %d, c%d, v%d, 0 }", t, t, t)
-  end
-  add("if not (%s) then return end", concat(some, " and "))
-  return format('spack("<%s", %s), mpack({ %s })', ("d"):rep(#kept), concat(kept, ", "), concat(shares, ", "))
-end
-
 -- What lets a record pass as one of the caller's catalog: brought to its revision, and of the group to join
 -- or the very policy where the call says so, which concerns the root.
 local function check_code(parsed, level, charging, expires)
@@ -308,8 +200,8 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     local L = target.limit
     local kind, fill, more, used = limit_code(code, t, target, asked, t == source)
     if L.kind == POOL then
-      local knows = t == source and marks_granted(L) or carries(L) and marks_carried(L) or marks_of(L)
-      marked[#marked + 1], marks[#marks + 1] = fill(", M#"), knows
+      local knows = t == source and threshold.granted or threshold.carries(L) and threshold.carried or threshold.of
+      marked[#marked + 1], marks[#marks + 1] = fill(", M#"), knows(L)
     end
     if L.offset > at then
       local gap = "c" .. number(L.offset - at)
@@ -405,7 +297,7 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     end
   end
   if ending then
-    add("%s", held_code(shape, lengths))
+    add("%s", holdcode.amounts(shape, lengths))
   elseif shape.count > 0 then
     add("%s", amounts_code(shape.names))
   end
@@ -441,9 +333,9 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     if ending then
       add("local slice = %s", slice)
       add("if all_back then return all_back, changed, slice, now, due, expiry end")
-      rest = ", changed, slice, now, due, expiry, " .. kept_code(shape, add)
+      rest = ", changed, slice, now, due, expiry, " .. holdcode.kept(shape, add)
     elseif reserving then
-      rest = format(", %s, %s, expiry", slice, entry_code(shape, known_by))
+      rest = format(", %s, %s, expiry", slice, holdcode.entry(shape, known_by))
     elseif charging and not bare then
       add('call("SETRANGE", key, "14", %s)', slice)
     elseif bare then

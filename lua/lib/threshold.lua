@@ -1,0 +1,56 @@
+-- From what use on a pool has something to say, for the functions that lib/compile.lua makes.
+-- @gives threshold
+
+local threshold = {}
+
+-- Whether a period may bring something into the next one.
+function threshold.carries(L)
+  return L.kind == POOL and (L.rollover > 0 or L.carry_debt)
+end
+
+-- By the bytes of what a pool has drawn, over and carried, and of its marks: from what use on it has something to
+-- say; false where it is not plain.
+function threshold.of(L)
+  return setmetatable({}, {
+    __index = function(cache, rest)
+      local drawn, over, carried, said = sunpack("<I7I7i7I2", rest)
+      if drawn + over > 0 or carried ~= 0 then
+        return false
+      end
+      local at = L.limit == NONE and huge or next_mark(L, said, L.limit)
+      rawset(cache, rest, at)
+      return at
+    end,
+  })
+end
+
+-- The same of a pool that may carry something in, as a function: what it may give in all, and that use; nil where it
+-- is not plain.
+function threshold.carried(L)
+  return function(rest)
+    local drawn, over, carried, said = sunpack("<I7I7i7I2", rest)
+    if drawn + over > 0 or carried < 0 then
+      return nil
+    elseif L.limit == NONE then
+      return 0, huge
+    end
+    local total = L.limit + carried
+    return total, next_mark(L, said, total)
+  end
+end
+
+-- The same where grants are, of the marks and the total.
+function threshold.granted(L)
+  if L.limit == NONE then
+    return function()
+      return huge
+    end
+  elseif #L.warn_at + #L.warn_below == 0 then -- next_mark, without what walks along the thresholds
+    return function(said, total)
+      return said % 2 == 0 and total or huge
+    end
+  end
+  return function(said, total)
+    return next_mark(L, said, total)
+  end
+end
