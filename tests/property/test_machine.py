@@ -18,6 +18,7 @@ from tests.support.servers import Server, available, start
 MATRIX = ("valkey-9.1", "valkey-8.1", "redis-8.2", "redis-7.0", "redis-6.2")
 
 
+@pytest.mark.timeout(600)
 @settings(
     max_examples=40,
     derandomize=True,  # new examples are for the long run, whose seeds can be chosen

@@ -13,6 +13,7 @@ from tests.property.runs import WAYS, run
 from tests.property.variants import Remembering
 
 
+@pytest.mark.timeout(600)  # a busy machine takes minutes
 @pytest.mark.parametrize("way", WAYS)
 def test_many_seeds(url: str, way: str) -> None:
     for seed in range(30 if way == "sync" else 14):
