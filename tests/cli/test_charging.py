@@ -55,8 +55,8 @@ def test_wait(stocked: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert stocked("apply", str(plans)).exit_code == 0
     assert stocked("consume", "acme", "hits", "--join", "fast").exit_code == 0
     started = time.monotonic()
-    assert stocked("consume", "acme", "hits", "--wait", "2").exit_code == 0
-    assert time.monotonic() - started < 1.5
+    assert stocked("consume", "acme", "hits", "--wait", "30").exit_code == 0
+    assert time.monotonic() - started < 20
     assert stocked("consume", "acme", "hits=2", "--wait", "500ms").exit_code == 3
 
 

@@ -92,7 +92,7 @@ class Remembering(Machine):
 
     def step(self) -> None:
         """Calls are often repeated, a little later and with other amounts."""
-        self.act()
+        super().step()
         rng = self.rng
         while rng.random() < 0.6 and self.last is not None:
             self.clock.now_ms += rng.choice((0, 0, 1, 1, 50, 999, 60_000))

@@ -206,7 +206,7 @@ def start(
     if appendonly:
         options += ["--appendonly", "yes"]
     for attempts_left in range(9, -1, -1):
-        port = _free_port() if tcp else None
+        port = free_port() if tcp else None
         listen = ["--port", str(port), "--bind", "127.0.0.1"] if port is not None else []
         process = ServerProcess(binary(name), [*listen, *options, *args])
         try:
@@ -225,7 +225,7 @@ def start(
     raise AssertionError("unreachable")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A loopback port whose cluster bus (10,000 above) is free, too.
 
     Below the range from which kernels give clients their ports: no connection takes it meanwhile.
