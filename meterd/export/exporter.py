@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger("meterd")
 
+_LONGEST = 60.0  # seconds that a run which does not follow waits for the next attempt
 _PAGE, _BATCH_PAGE = 256, 4096  # entries that are read before the first of them is settled
 
 
@@ -79,8 +80,9 @@ class Exporter:
     def run(self, *, follow: bool = False) -> Report:
         """Delivers what there is; with `follow`, goes on until `stop` is called.
 
-        Without `follow` it ends when every entry is settled or waits for something, or when
-        `attempts` passes in a row have brought nothing. Raises `SinkError`, `Unavailable`.
+        Without `follow` it ends when every entry is settled or waits for something, when `attempts`
+        passes in a row have brought nothing, or when the next attempt is to be made in more than a
+        minute: what is left is tried by the next `run`. Raises `SinkError`, `Unavailable`.
         """
         report = self._delivery.begin()
         self._turn.stopping = False
@@ -106,7 +108,10 @@ class Exporter:
                 due = self._delivery.due()
                 if due is None or failures >= self._attempts:
                     break
-                self._sleep(max(0.0, due - self._turn.monotonic()))
+                pause = max(0.0, due - self._turn.monotonic())
+                if pause > _LONGEST:
+                    break
+                self._sleep(pause)
         finally:
             self._delivery.close()
         return report

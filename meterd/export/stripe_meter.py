@@ -5,8 +5,8 @@ What Stripe promises and asks for, and what follows from it:
 - It knows an identifier again for 24 hours, and refuses it with status 400 then: that means
   "delivered". Entries of which an attempt may have arrived longer ago are not sent by themselves.
 - A timestamp lies in the last 35 days and at most 5 minutes ahead. Ours lies in the entry's period
-  and not after now by Stripe's own clock, which it shows in every answer (`Date`); but for a period
-  that has not begun by that clock and is going to within minutes.
+  and not after now by the store's clock. Where Stripe refuses it, its clock is read off the answer
+  (`Date`) and the next one goes by that; only Stripe decides what is too old.
 - One call at a time for each customer and meter: that is what a lane is here.
 - Values are whole numbers. Negative ones are taken; should they be refused, the entry is kept as
   dead with Stripe's words.
@@ -103,6 +103,19 @@ class StripeMeter(Sink):
         when = self._timestamp(entry, now_ms)
         if isinstance(when, Outcome):
             return when
+        outcome, learned = self._attempt(entry, meta, now_ms, when)
+        if learned:
+            better = self._timestamp(entry, now_ms)
+            if isinstance(better, Outcome):
+                return better
+            if better != when:
+                return self._attempt(entry, meta, now_ms, better)[0]
+        return outcome
+
+    def _attempt(
+        self, entry: Entry, meta: Mapping[str, Any], now_ms: int, when: int
+    ) -> tuple[Outcome, bool]:
+        """How it ended, and whether Stripe refused the timestamp by a clock that was not known."""
         errors = self._stripe
         early = when - self._now(now_ms)
         if 0 < early < 1:  # the first whole second of a period that has only just begun
@@ -122,16 +135,18 @@ class StripeMeter(Sink):
                 {"stripe_account": self._account} if self._account else None,
             )
         except errors.APIConnectionError as error:
-            return Outcome("retry", self._said(error))
+            return Outcome("retry", self._said(error)), False
         except errors.StripeError as error:
             headers = _headers(error)
-            learned = self._learn(headers, now_ms, asked)
-            return self._meaning(error, headers, entry, now_ms, when if learned else None)
-        last = getattr(made, "last_response", None)
-        self._learn(getattr(last, "headers", None) or {}, now_ms, asked)
-        if self._is_event(made):
-            return DELIVERED
-        return Outcome("retry", "the answer has status 200, but is no meter event")
+            outcome = self._meaning(error, headers)
+            refused = outcome.kind == "dead" and _is_about_time(error)
+            return outcome, refused and self._learn(headers, now_ms, asked)
+        if not self._is_event(made):
+            return Outcome("retry", "the answer has status 200, but is no meter event"), False
+        if self._skew_s:  # clocks are set right, too
+            last = getattr(made, "last_response", None)
+            self._learn(getattr(last, "headers", None) or {}, now_ms, asked)
+        return DELIVERED, False
 
     def _is_event(self, made: Any) -> bool:
         """Whether that is Stripe's answer, and not somebody's in between."""
@@ -159,15 +174,10 @@ class StripeMeter(Sink):
                 return first
             reason = f"the period begins {first - now:.0f} s from now by Stripe's clock"
             return Outcome("retry", reason, first - now, True)
-        if last < oldest:
-            return Outcome("dead", "the period ended more than 35 days ago: Stripe takes no older "
-                           "use")  # fmt: skip
         return min(max(entry.at_ms // 1000, min(first, last), oldest), last)
 
-    def _meaning(
-        self, error: Any, headers: Mapping[str, str], entry: Entry, now_ms: int, sent: int | None
-    ) -> Outcome:
-        """What an error answer means for the entry. `sent`: a timestamp that may be to blame."""
+    def _meaning(self, error: Any, headers: Mapping[str, str]) -> Outcome:
+        """What an error answer means for the entry."""
         status = error.http_status
         if status in (400, 409) and (
             error.code in _DUPLICATE_CODES or _DUPLICATE.search(error.user_message or "")
@@ -183,8 +193,6 @@ class StripeMeter(Sink):
             return Outcome("retry", f"status {status}: {self._said(error)}", after)
         if status in (401, 403):
             raise SinkError(f"Stripe: {self._said(error)}")
-        if sent is not None and self._timestamp(entry, now_ms) != sent:
-            return Outcome("retry", self._said(error), after, True)
         return Outcome("dead", self._said(error))
 
     def _learn(self, headers: Mapping[str, str], now_ms: int, asked: float) -> bool:
@@ -206,6 +214,11 @@ class StripeMeter(Sink):
 
     def __repr__(self) -> str:
         return "<StripeMeter>"
+
+
+def _is_about_time(error: Any) -> bool:
+    said = (getattr(error, "param", None), error.code, error.user_message)
+    return any("timestamp" in part.lower() for part in said if isinstance(part, str))
 
 
 def _headers(error: Any) -> Mapping[str, str]:

@@ -24,6 +24,7 @@ from meterd.errors import PolicyError
 from meterd.event import Event
 from meterd.export.entry import Entry
 from meterd.export.sink import DELIVERED, Outcome, Sink, retry_after
+from meterd.timespec import refuse
 from meterd.transport.url import redact
 
 _AGAIN = {408, 425, 429}
@@ -52,6 +53,8 @@ class Webhook(Sink):
             from standardwebhooks import Webhook as Signer
         except ImportError as error:
             raise PolicyError('webhooks need a package: pip install "meterd[webhooks]"') from error
+        if not isinstance(url, str):
+            raise refuse("webhook url", url, "https://host/path")
         try:
             parts = urlsplit(url)
             port = parts.port

@@ -180,11 +180,11 @@ def test_a_receiver_that_says_when_is_left_alone_until_then(
     exporter: Make, streams: Streams, elapsed: Elapsed
 ) -> None:
     streams.use("acme")
-    said = iter([Outcome("retry", "later", 100.0), Outcome("delivered")])
+    said = iter([Outcome("retry", "later", 50.0), Outcome("delivered")])
     box = Box()
     box.say = lambda entry: next(said)
     assert exporter(box).run().delivered == 1
-    assert elapsed.slept == [pytest.approx(100, abs=0.1)]
+    assert elapsed.slept == [pytest.approx(50, abs=0.1)]
 
 
 def test_one_that_always_fails_holds_up_nobody(exporter: Make, streams: Streams) -> None:
@@ -366,12 +366,56 @@ def test_too_old_for_stripe_altogether(
     meter.set_meta("acme", {"stripe_customer": "cus_1"})
     streams.use("acme", 7)
     clock.advance(days=90)
+    provider.now_s += 90 * DAY_S
     made = exporter(stripe(provider))
     assert made.run().dead == 1
-    assert "35 days" in made.dead()[0].reason
-    assert made.dead()[0].attempted is None
-    assert provider.got == []
+    assert "35 calendar days" in made.dead()[0].reason
     assert made.resend()[0][1].kind == "dead"
+    assert provider.billed == {}
+
+
+@pytest.mark.parametrize("apart_s", [600 * DAY_S, -600 * DAY_S])
+def test_a_provider_whose_date_is_another_takes_all_the_same(
+    meter: Meter,
+    exporter: Make,
+    streams: Streams,
+    provider: Stripe,
+    clock: ManualClock,
+    elapsed: Elapsed,
+    apart_s: int,
+) -> None:
+    """A stand-in for Stripe, or a proxy, may have any clock: only a refused timestamp counts."""
+    provider.now_s += apart_s
+    provider.tolerant = True
+    provider.plan = [Answer(502, "<html>", {}), refusal(400, "No such meter")]
+    for _ in range(2):
+        for name in ("acme", "ben", "cho", "dee"):
+            meter.set_meta(name, {"stripe_customer": f"cus_{name}"})
+            streams.use(name, 7)
+        clock.advance(days=31)
+    report = exporter(stripe(provider, workers=1)).run()
+    assert (report.delivered, report.dead, report.retrying) == (7, 1, 0)
+    assert len(elapsed.slept) == 1
+
+
+def test_a_clock_that_is_ahead_of_the_provider(
+    meter: Meter,
+    exporter: Make,
+    streams: Streams,
+    provider: Stripe,
+    elapsed: Elapsed,
+) -> None:
+    """Use of a period that has not begun for Stripe waits, and a run does not wait with it."""
+    meter.set_meta("acme", {"stripe_customer": "cus_1"})
+    streams.use("acme", 7)
+    right = provider.now_s
+    provider.now_s -= 40 * DAY_S
+    made = exporter(stripe(provider))
+    report = made.run()
+    assert (report.delivered, report.dead, report.retrying) == (0, 0, 1)
+    assert elapsed.slept == []
+    provider.now_s = right
+    assert exporter(stripe(provider)).run().delivered == 1
 
 
 def test_what_cannot_be_read_is_kept(

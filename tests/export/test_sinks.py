@@ -511,26 +511,31 @@ def test_a_period_that_has_only_just_begun(provider: Stripe) -> None:
 
 
 def test_a_period_that_stripe_takes_no_more(provider: Stripe) -> None:
+    """That is for Stripe to say: nobody else knows its clock."""
     now_ms = END + 36 * DAY_S * 1000
-    outcome = stripe(provider).lane(entry(), META, now_ms)
-    assert isinstance(outcome, Outcome)
+    provider.now_s = now_ms / 1000
+    outcome = stripe(provider).send(entry(), META, now_ms)
     assert outcome.kind == "dead"
-    assert "35 days" in outcome.reason
+    assert "35 calendar days" in outcome.reason
+    assert len(provider.got) == 1
 
 
 def test_a_store_whose_clock_is_ahead(provider: Stripe) -> None:
-    """Its clock shows in the first answer, whatever that is; the next timestamp is right."""
+    """Stripe's shows in the answer that refuses the timestamp; the next one is right, at once."""
     provider.now_s = AT / 1000 - 3600
     sink = stripe(provider)
-    first = sink.send(entry(period_start_ms=AT - 7_200_000), META, AT)
-    assert (first.kind, first.certain) == ("retry", True)
-    assert "timestamp" in first.reason
     assert sink.send(entry(period_start_ms=AT - 7_200_000), META, AT).kind == "delivered"
+    assert len(provider.got) == 2
     assert abs(provider.events[0]["timestamp"] - provider.now_s) < 3
     early = sink.lane(entry(period_start_ms=AT - 1000), META, AT)
     assert isinstance(early, Outcome)
     assert (early.kind, early.certain) == ("retry", True)
     assert early.after == pytest.approx(3599, abs=3)
+    provider.now_s = AT / 1000  # set right: that shows in any answer
+    later = entry(id="2", period_start_ms=AT - 7_200_000)
+    assert sink.send(later, META, AT).kind == "delivered"
+    assert sink.send(later._replace(id="3"), META, AT).kind == "delivered"
+    assert provider.events[-1]["timestamp"] == AT // 1000
 
 
 def test_the_packages_are_extras(monkeypatch: pytest.MonkeyPatch) -> None:
