@@ -49,9 +49,12 @@ local function grant(keys, args)
     id = args[9], pool = name, amount = amount, left = amount, held = 0, lost = 0, starts = min(starts, NEVER),
     expires = min(expires, NEVER), priority = priority, age = now, source = args[8],
   }
+  local before = #(level.grants or {})
   status = grants.add(level, g, now)
   if status then
     return status
+  elseif #level.grants <= before then
+    bill.news(level).list = true -- what made room may have been what kept a pool
   end
   assign.plan_pools(level, now)
   if starts <= now then

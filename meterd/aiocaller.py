@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Rounds
 from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, without_io
 from meterd.keys import Subject
 from meterd.pending import Pending
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
@@ -170,7 +170,8 @@ class AsyncCaller(MeterBase):
         if decision is None:
             shapes.forget(shape)
             deadline = now + self._timeout
-            decision = await self._run(self._operations.resume(shape, reply, deadline))
+            flow = self._operations.resume(shape, reply, deadline)
+            decision = without_io(flow) if self._closed else await self._run(flow)
         return decision
 
     async def open(self) -> Self:

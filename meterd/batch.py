@@ -20,8 +20,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from meterd.errors import BatchError, MeterdError, PolicyError
-from meterd.flow import Flow, Send, Step
+from meterd.errors import BatchError, MeterdError, PolicyError, Unavailable
+from meterd.flow import Flow, Send, Sleep, Step
 from meterd.result import Decision
 from meterd.scripts import READ_ONLY
 from meterd.shapes import Shape, Shapes
@@ -120,6 +120,7 @@ class Batch:
         self._calls = calls
         self._watch = watch
         self._started = 0.0
+        self._down: NotSent | None = None  # the store could not be opened for this piece
         self._several: set[object] = set()  # roots that more than one call of the piece is about
         self.outcomes: list[Outcome | None] = [None] * len(calls)
 
@@ -134,6 +135,7 @@ class Batch:
     def _prepare(self) -> Rounds[None]:
         """What every flow would do first by itself is done once."""
         store = self._operations.store
+        self._down = None
         if store.deadline() is not None:
             return
         flow = store.prepare()
@@ -144,6 +146,8 @@ class Batch:
                 step = _advance(flow, result)
         except StopIteration:
             return
+        except Unavailable as error:
+            self._down = NotSent(str(error))  # nobody waits for that again
         except MeterdError:
             return  # every call finds it out, and says so
 
@@ -217,7 +221,10 @@ class Batch:
                     call.verb, call.subject, call.costs, call.amount, call.op, call.join, 0,
                     shared=shared,
                 )  # fmt: skip
-            return flow, next(flow)
+            step = next(flow)
+            while self._down is not None and type(step) is not Sleep:
+                step = flow.throw(self._down)
+            return flow, step
         except StopIteration as stop:
             self._end(at, stop.value)
         except MeterdError as error:

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Rounds
 from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, without_io
 from meterd.keeper import Keeper
 from meterd.keys import Subject
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
@@ -158,8 +158,11 @@ class Caller(MeterBase):
         if decision is None:
             shapes.forget(shape)
             deadline = now + self._timeout
-            decision = self._run(self._operations.resume(shape, reply, deadline))
+            decision = self._resumed(self._operations.resume(shape, reply, deadline))
         return decision
+
+    def _resumed(self, flow: Flow[T]) -> T:
+        return without_io(flow) if self._closed else self._run(flow)
 
     def open(self) -> Self:
         """Connects, and sees to it that the store knows these plans."""
@@ -178,7 +181,7 @@ class Caller(MeterBase):
                 self._server.close()
 
     def __enter__(self) -> Self:
-        return self if self._store.ready else self.open()
+        return self if self._store.ready and not self._closed else self.open()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -93,12 +93,13 @@ def _above(one: Units, state: LimitState, decision: Decision, size: int) -> bool
     if state.kind != "pool" or state.resets_at_ms is not None:
         return state.kind != "slots"  # "never" is for good
     # A pool that never resets says so too when it is used up; its balance tells the two apart.
-    return (
-        isinstance(one, str)
-        and decision.balance is not None
-        and len(decision.refused) == 1
-        and size > decision.balance + state.used
-    )
+    if decision.balance is None or len(decision.refused) != 1:
+        return False
+    if not isinstance(one, str):
+        if len(one) != 1:
+            return False
+        size *= next(iter(one.values()))
+    return size > decision.balance + state.used
 
 
 def refuse_slots(one: Units, decision: Decision) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, NamedTuple, TypeVar
 
+from meterd.errors import PolicyError
 from meterd.transport import Node, Request
 
 T = TypeVar("T")
@@ -42,3 +43,14 @@ class Sleep(NamedTuple):
 
 Step = Send | SendTo | Nodes | Sleep
 Flow = Generator[Step, Any, T]
+
+
+def without_io(flow: Flow[T]) -> T:
+    """Of a call that was under way when its meter was closed: what is known of it already."""
+    try:
+        next(flow)
+    except StopIteration as stop:
+        done: T = stop.value
+        return done
+    flow.close()
+    raise PolicyError("this meter is closed; make a new one")

@@ -114,8 +114,6 @@ class HoldBase:
         if actual is None:
             given = self.spent
         elif isinstance(actual, Mapping):
-            if not actual:
-                raise PolicyError("actual: an empty mapping; give None to commit what was held")
             given = actual
         elif self._held is not None and len(self._held) == 1:
             given = {name: wire.check_amount(actual, "actual") for name in self._held}

@@ -147,10 +147,13 @@ class Holds:
         What is committed of a hold that is over is charged as `report` does. `held`: what is known
         to be held, spelt out where `costs` do not name it, so that it is charged even then.
         """
-        request = wire.digest("commit", path.keys, None if costs is None else _pairs(costs))
+        said = None if costs is None else _pairs(costs)
         if held is not None:
             given = {} if costs is None else dict(zip(costs.names, costs.values, strict=True))
             costs = wire.encode_costs({**held, **given})
+            if {**held, **given} == held:  # as held, which is what another process would say
+                said = None
+        request = wire.digest("commit", path.keys, said)
         names, amounts = (b"", b"") if costs is None else (costs.joined, costs.amounts)
         reply = yield from self._end("commit", path, hold_id, request, [names, amounts])
         if reply[0] == wire.UNKNOWN:

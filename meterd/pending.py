@@ -9,11 +9,42 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 
+class _Told(Coroutine[Any, Any, T]):
+    """The work of a call of whose missing `await` was told: it may still be awaited, and where it
+    is dropped the error has said it all, and no warning comes on top."""
+
+    __slots__ = ("_begun", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._begun = False
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._begun = True
+        return self._work.__await__()
+
+    def send(self, value: Any) -> Any:
+        self._begun = True
+        return self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._begun = True
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __del__(self) -> None:
+        if not self._begun:
+            self._work.close()
+
+
 class Pending(Coroutine[Any, Any, T]):
     """A call that has to be awaited, or made a task.
 
-    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud. One
-    that is simply dropped gets Python's own "was never awaited" warning.
+    Testing, unpacking or looking into it raises `TypeError`, so a forgotten `await` is loud; it can
+    be awaited all the same. One that is simply dropped gets Python's own "was never awaited"
+    warning.
     """
 
     __slots__ = ("_verb", "_work")
@@ -36,7 +67,8 @@ class Pending(Coroutine[Any, Any, T]):
         self._work.close()
 
     def _forgotten(self) -> NoReturn:
-        self._work.close()  # the error says it all: no warning on top
+        if type(self._work) is not _Told:
+            self._work = _Told(self._work)
         raise TypeError(
             f"{self._verb} was not awaited: write `await {self._owner}.{self._verb}(...)`"
         )

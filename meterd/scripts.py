@@ -230,7 +230,7 @@ class Scripts:
     def explain(self, entry: str, message: str, *, functions: bool) -> str:
         """A server's error text with the place in our files, where the text names a line."""
         program = self.library if functions else self.script(entry)
-        found = re.search(r"(?:user_script|user_function|\]):(\d+):", message)
+        found = re.search(r"(?:user_script|user_function|\]):(\d+)", message)
         line = program.locate(int(found.group(1))) if found else None
         where = f"{line.file}:{line.number}: " if line else ""
         return f"{where}{message}"

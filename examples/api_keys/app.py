@@ -14,7 +14,7 @@ from typing import Any
 
 from flask import Flask, Response, abort, g, request
 
-from meterd import Meter, Plan, PolicyError, Pool, Price
+from meterd import Meter, OpConflict, Plan, PolicyError, Pool, Price
 from meterd.http.flask import require
 
 
@@ -120,7 +120,7 @@ def _admin(app: Flask, meter: Meter, token: str) -> None:
     @admin
     def create_key(customer: str) -> Any:
         """A key; its secret is shown this once. A customer's keys share the customer's credits."""
-        asked = request.get_json()
+        asked = _object(request)
         key = meter.keys.create(customer, join=asked.get("plan"), name=asked.get("name"))
         return {"id": key.id, "secret": key.secret}, 201
 
@@ -138,30 +138,49 @@ def _admin(app: Flask, meter: Meter, token: str) -> None:
 
         Either is one atomic call: no balance is read here to be set there.
         """
-        asked = request.get_json()
-        meter.subscribe(
-            customer, asked["plan"], change=asked.get("change", "keep"), op=asked["payment"]
-        )
+        asked = _object(request)
+        plan, payment = _text(asked, "plan"), _text(asked, "payment")
+        meter.subscribe(customer, plan, change=asked.get("change", "keep"), op=payment)
         return Response(status=204)
 
     @app.post("/admin/customers/<customer>/grants")
     @admin
     def grant(customer: str) -> Any:
         """A top-up. A payment that is told twice is granted once."""
-        asked = request.get_json()
+        asked = _object(request)
         made = meter.grant(
             customer,
             asked.get("resource", "credits"),
-            asked["amount"],
+            _number(request, "amount"),
             expires=asked.get("expires"),
             source="top-up",
-            op=asked["payment"],
+            op=_text(asked, "payment"),
         )
         return {"id": made.id}, 201
 
     @app.errorhandler(PolicyError)
     def mistake(error: PolicyError) -> Any:
         return {"error": str(error)}, 400
+
+    @app.errorhandler(OpConflict)
+    def another(error: OpConflict) -> Any:
+        """A payment's id that was used for something else."""
+        return {"error": str(error)}, 409
+
+
+def _object(asked: Any) -> dict[str, Any]:
+    """The request's JSON object."""
+    body = asked.get_json(silent=True)
+    if not isinstance(body, dict):
+        abort(400, "the body has to be a JSON object")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        abort(400, f"{name} has to be a text")
+    return value
 
 
 def _number(asked: Any, name: str) -> int:

@@ -4,15 +4,15 @@
 
 local assign = {}
 
--- Digits of an instant in ms, or nil for an empty text.
+-- Digits of an instant in ms, or nil for an empty text. The last one that a record can hold stands for any later.
 function assign.instant(text, what)
   if text == "" then
     return nil
   end
-  if not find(text, "^%d+$") or #text > 14 then
-    bad(what .. ": milliseconds as up to 14 digits, or empty")
+  if not find(text, "^%d+$") or #text > 15 then
+    bad(what .. ": milliseconds as up to 15 digits, or empty")
   end
-  return tonumber(text)
+  return min(tonumber(text), NEVER)
 end
 
 -- A whole number from `low` up to `high` as digits, -2^53 ("none") where `none` allows it.

@@ -19,6 +19,15 @@ function finish.ttl(text)
   return tonumber(text)
 end
 
+function finish.index(list, wanted)
+  for i, value in ipairs(list) do
+    if value == wanted then
+      return i
+    end
+  end
+  return nil
+end
+
 local function same(one, other)
   return concat(one.names, ",") == concat(other.names, ",") and concat(one.amounts, ",") == concat(other.amounts, ",")
 end
@@ -36,6 +45,22 @@ function finish.find(count, id)
   return entries, any
 end
 
+-- Whether what is stored is a commit, on the path of this one, of just these amounts, whichever way it was said.
+local function committed(stored, names, packed, below, now)
+  local found = names ~= "" and op.read(stored, now)
+  if not found or found.verb ~= COMMITTED or found.below ~= below or #found.packed ~= #packed then
+    return false
+  end
+  local theirs = split_names(found.names)
+  for j, name in ipairs(split_names(names)) do
+    local at = finish.index(theirs, name)
+    if not at or sub(found.packed, 8 * at - 7, 8 * at) ~= sub(packed, 8 * j - 7, 8 * j) then
+      return false
+    end
+  end
+  return true
+end
+
 -- Reads as charge.read does, for a call that ends a hold: one that is open counts before the end of another
 -- of its id. Returns what that does, and what finish.find does.
 function finish.read(keys, args, id, values, instant)
@@ -46,6 +71,9 @@ function finish.read(keys, args, id, values, instant)
   finish.check_pairs(count)
   local entries, any = finish.find(count, id)
   local answer = not any and op.find(stored, args[5], now)
+  if answer == STATUS_CONFLICT and committed(stored, args[3], args[4], op.below(keys[1], keys[count]), now) then
+    answer = op.find(stored, stored, now)
+  end
   if answer then
     return nil, answer
   end
@@ -175,15 +203,6 @@ function finish.add_kept(count, entries, kept)
     k = k + (shape and shape.count or 0)
   end
   return shares
-end
-
-function finish.index(list, wanted)
-  for i, value in ipairs(list) do
-    if value == wanted then
-      return i
-    end
-  end
-  return nil
 end
 
 -- The call may touch holds of every level, so it has to name the keys of all.

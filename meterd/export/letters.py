@@ -38,7 +38,8 @@ def letters(outbox: Outbox, partitions: Sequence[int] | None = None) -> Rounds[l
             sink, _, stream_id = name.rpartition(b"/")
             if sink == outbox.sink:
                 found.append(_letter(at, name, stream_id, packed))
-    return sorted(found, key=lambda letter: (letter.dead.at, letter.dead.id))
+    # Of one record and millisecond the last number in an id is what tells them apart.
+    return sorted(found, key=lambda one: (one.dead.at, len(one.dead.id), one.dead.id))
 
 
 def touch(outbox: Outbox, letter: Letter, reason: str, now_ms: int, first_ms: int) -> Rounds[None]:

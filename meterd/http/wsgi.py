@@ -3,11 +3,14 @@
     app = MeterMiddleware(app, meter, "requests", subject=lambda request: ...)
 
 It charges every request before the application sees it, tells of the limits in every response, and
-ends what it holds when the server closes the response.
+ends what it holds when the server closes the response. An application that raises is answered with
+a plain 500 that tells of them, too; the traceback goes to the server's `wsgi.errors`.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -70,7 +73,7 @@ class MeterMiddleware:
             headers = [*refusal.headers, *exchange.fields()]
             start_response(f"{refusal.status} {phrase}", headers)
             return [refusal.body]
-        status = 500
+        status: int | None = None
 
         def start(line: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             nonlocal status
@@ -79,13 +82,20 @@ class MeterMiddleware:
 
         try:
             body = self.app(environ, start)
-        except BaseException:
+        except BaseException as error:
             exchange.end(failed=True)
-            raise
+            if status is not None or not isinstance(error, Exception):
+                raise
+            # The server's own answer would not tell of the limits. It logs what stands here.
+            traceback.print_exc(file=environ.get("wsgi.errors"))
+            plain = [("Content-Type", "text/plain; charset=utf-8")]
+            start("500 Internal Server Error", plain, sys.exc_info())
+            return [b"Internal Server Error"]
         if not exchange.holds:
             return body
         return Body(
-            body, lambda complete: exchange.end(failed=failed(complete=complete, status=status))
+            body,
+            lambda complete: exchange.end(failed=failed(complete=complete, status=status or 500)),
         )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import pickle
 import random
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import msgpack
@@ -170,6 +171,27 @@ def test_the_error_carries_everything(meter: AnyMeter) -> None:
 def test_what_is_no_list_of_items(meter: AnyMeter, items: Any) -> None:
     with pytest.raises(PolicyError, match="consume_many: got"):
         meter.consume_many(items)
+
+
+@pytest.mark.parametrize("subjects", [1, 20])
+def test_a_store_that_cannot_be_opened_is_waited_for_once(
+    make: Make, server: Server, subjects: int
+) -> None:
+    """Not once for each call, be they all of one subject."""
+    shut = Plan("p", default=True, includes=[Pool("credits", 9), Bucket("api", 9, "1m")])
+    lets = Plan("q", includes=[Bucket("free", 9, "1m", on_error="allow")])
+    with FaultProxy(server) as proxy:
+        proxy.partition(True)
+        meter = make([shut, lets], url=proxy.url, timeout=0.3)
+        items = [(f"s{n % subjects}", ("credits", "free")[n % 2]) for n in range(60)]
+        seen: list[str] = []
+        meter.raw._observer = lambda verb, *_: seen.append(verb)
+        began = monotonic()
+        found = many(meter, items)
+        assert monotonic() - began < 4  # of the 18 s that the calls would take by themselves
+    assert [type(one) for one in found] == [Unavailable, Decision] * 30
+    assert all(one.degraded for one in found[1::2])
+    assert seen == ["consume"] * 60
 
 
 def test_a_closed_meter(meter: AnyMeter) -> None:

@@ -66,6 +66,20 @@ def test_a_forgotten_await_raises(meter: AsyncMeter, verb: str, misuse: str) -> 
     assert [str(one.message) for one in caught] == []
 
 
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_it_can_be_awaited_all_the_same(meter: AsyncMeter, misuse: str) -> None:
+    async def main() -> None:
+        for begin in (lambda made: made, asyncio.ensure_future, asyncio.create_task):
+            made: Any = CALLS["consume"](meter)
+            for _ in range(2):
+                with pytest.raises(TypeError, match="was not awaited"):
+                    MISUSES[misuse](made)
+            assert (await begin(made)).allowed
+        await meter.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_dropped_call_is_warned_of(meter: AsyncMeter, verb: str) -> None:
     with pytest.warns(RuntimeWarning, match="was never awaited"):

@@ -52,6 +52,40 @@ def test_one_hold_covers_slots_and_credits(meter: AnyMeter) -> None:
     assert used(meter) == (0, 3)
 
 
+@pytest.mark.parametrize("before", [None, 5, {"tokens": 5}, {}, {"tokens": 5, "jobs": 1}])
+@pytest.mark.parametrize("after", [None, 5, {"tokens": 5}, {}, {"jobs": 1, "tokens": 5}])
+def test_the_same_settlement_may_be_said_in_any_way(
+    meter: AnyMeter, before: Any, after: Any
+) -> None:
+    both = (isinstance(before, dict) and "jobs" in before) or (
+        isinstance(after, dict) and len(after) > 1
+    )
+    if both and 5 in (before, after):
+        pytest.skip("a number does not say of what")
+    hold = reserve(meter, "acme", {"jobs": 1, "tokens": 5} if both else {"tokens": 5})
+    first = hold.commit(before)
+    again = hold.commit(after)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert used(meter) == (0, 5)
+    with pytest.raises(OpConflict):
+        hold.commit({"tokens": 4})
+    elsewhere = known(meter, "acme", hold.id)
+    full = {"tokens": 5, "jobs": 1} if both else {"tokens": 5}
+    assert elsewhere.commit(full).replayed
+    with pytest.raises(OpConflict):
+        elsewhere.commit({**full, "image": 1})
+    assert used(meter) == (0, 5)
+
+
+def test_a_part_and_then_all_of_it(meter: AnyMeter) -> None:
+    hold = reserve(meter, "acme", {"jobs": 1, "tokens": 5})
+    hold.commit({"tokens": 2})
+    assert hold.commit({"tokens": 2, "jobs": 1}).replayed
+    with pytest.raises(OpConflict):
+        hold.commit()
+    assert used(meter) == (0, 2)
+
+
 def test_all_or_nothing(meter: AnyMeter) -> None:
     hold = reserve(meter, "acme", {"jobs": 1, "tokens": 1001})
     assert not hold

@@ -194,6 +194,9 @@ def test_join_is_for_the_root_of_the_owner(meter: AnyMeter) -> None:
     with pytest.raises(PolicyError, match="not in the catalog"):
         meter.keys.create("other", join="grwoth")
     assert meter.keys.list("other") == []
+    for number in range(9):  # within one millisecond of the test clock
+        meter.keys.create("several", name=str(number))
+    assert [key.name for key in meter.keys.list("several")] == list("012345678")
 
 
 def test_a_root_whose_record_went_joins_again(make: Make) -> None:

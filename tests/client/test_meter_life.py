@@ -15,10 +15,21 @@ import pytest
 import redis
 import redis.asyncio
 
-from meterd import AsyncKeys, AsyncMeter, Bucket, Keys, Meter, PolicyError, Unavailable
+from meterd import (
+    AsyncKeys,
+    AsyncMeter,
+    Bucket,
+    Keys,
+    Meter,
+    OutcomeUnknown,
+    PolicyError,
+    Unavailable,
+)
 from meterd.pipeline import AsyncPipeline, Pipeline
 from tests.client.meter_tools import PLANS, Make, fresh_prefix, requests_of
-from tests.support.servers import Server
+from tests.support import proxy as faulty
+from tests.support.proxy import FaultProxy
+from tests.support.servers import Server, wait_until
 
 # --- The two are one
 
@@ -371,8 +382,6 @@ def connections(server: Server, name: str) -> int:
 
 
 def gone(server: Server, name: str) -> None:
-    from tests.support.servers import wait_until
-
     wait_until("closed connections", lambda: connections(server, name) == 0)
 
 
@@ -408,3 +417,51 @@ def test_a_loop_that_ended_in_disorder_does_not_keep_the_meter(server: Server) -
 
 async def _await(made: Awaitable[Any]) -> Any:
     return await made
+
+
+# --- Closed while calls are under way
+
+
+@pytest.mark.parametrize("verb", ["consume", "report", "refund", "check"])
+def test_a_call_that_was_under_way_is_unknown(make: Make, server: Server, verb: str) -> None:
+    """It may have been carried out; that its meter was closed does not make it a mistake."""
+    # A question may be asked again, until it finds the meter closed.
+    expected = (PolicyError, Unavailable) if verb == "check" else OutcomeUnknown
+    with FaultProxy(server) as proxy, ThreadPoolExecutor(1) as threads:
+        meter = make(url=proxy.url, prefix=fresh_prefix(), timeout=2)
+        for _ in range(3):
+            getattr(meter, verb)("acme", "tokens")
+        raw = meter.raw
+        proxy.faults = lambda index: faulty.DROP
+        before = proxy.stats["requests"]
+
+        def sent() -> bool:
+            return proxy.stats["requests"] > before
+
+        if isinstance(raw, AsyncMeter):
+
+            async def both() -> None:
+                call = asyncio.ensure_future(getattr(raw, verb)("acme", "tokens"))
+                while not sent():
+                    await asyncio.sleep(0.001)
+                await raw.close()
+                raw._transport.abandon()
+                with pytest.raises(expected):
+                    await call
+
+            meter.runner.run(both())
+        else:
+            call = threads.submit(getattr(raw, verb), "acme", "tokens")
+            wait_until("the request is sent", sent)
+            raw.close()
+            proxy.close()
+            with pytest.raises(expected):
+                call.result()
+
+
+def test_a_closed_meter_is_not_entered_again(server: Server) -> None:
+    meter = Meter(server.url, plans=PLANS, prefix=fresh_prefix(), timeout=10)
+    meter.consume("acme", "tokens")
+    meter.close()
+    with pytest.raises(PolicyError, match="closed"), meter:
+        raise AssertionError("entered")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meterd import Bucket, Flag, Plan, PolicyError
+from meterd import Bucket, Flag, Plan, PolicyError, Pool
 from meterd.testing import ManualClock
 from tests.client.meter_tools import AnyMeter, Make, requests_of
 
@@ -242,3 +242,22 @@ def test_many_subjects_in_pages(meter: AnyMeter) -> None:
     assert not any(b"KEYS" in request for request in sent)
     for name in names:
         meter.forget(name)
+
+
+# --- Instants that are nearly never
+
+
+def test_the_last_instant_there_is(make: Make, clock: ManualClock) -> None:
+    """What does not end says so with the latest datetime, in many a database."""
+    last = datetime.max.replace(tzinfo=UTC)
+    plans = [Plan("p", default=True, includes=[Pool("credits", 10, "month")])]
+    meter = make([*plans, Plan("q", includes=[Pool("credits", 5, "month")])], clock=clock)
+    grant = meter.grant("acme", "credits", 5, expires=last)
+    meter.override("acme", "credits", limit=20, expires=last)
+    meter.subscribe("acme", "q", when=last)
+    clock.advance(days=200)
+    state = meter.usage("acme")["credits"]
+    assert (state.limit, state.granted) == (20, 5)
+    found = meter.usage("acme").levels[0].grants
+    assert [(one.id, one.expires_ms) for one in found] == [(grant.id, grant.expires_ms)]
+    assert grant.expires_ms == 253402300799999

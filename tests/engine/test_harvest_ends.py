@@ -74,3 +74,22 @@ def test_what_another_hold_ends_with_is_told_where_one_stays_open(
     assert deltas(client, meter) == [4]
     stays.commit()
     assert deltas(client, meter) == [4, 10]
+
+
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+def test_a_grant_that_makes_room_may_have_been_what_kept_a_pool(
+    make: Make, client: redis.Redis, clock: ManualClock, functions: bool
+) -> None:
+    """Of grants that are spent the last 32 are kept; with an older one goes what had no end."""
+    plan = Plan("p", includes=[Pool("credits", 0, warn_at=())], default=True)
+    meter = make([plan], clock=clock, functions=functions)
+    meter.grant("acme", "extra", 5)
+    meter.consume("acme", "extra", 5)
+    meter.grant("acme", "extra", 1, expires="10d")
+    assert meter.harvest() == 0
+    for _ in range(40):
+        meter.grant("acme", "credits", 1)
+        meter.consume("acme", "credits", 1)
+    clock.advance(days=11)
+    meter.harvest()
+    assert events(client, meter).count("closed") == 1

@@ -194,6 +194,35 @@ def test_a_top_up_is_granted_once(client: FlaskClient, meter: Meter, clock: Manu
     assert acme.credits()[1] == 10_000
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "plan", {}),
+        ("PUT", "plan", {"plan": "growth"}),
+        ("PUT", "plan", {"plan": "growth", "payment": 7}),
+        ("PUT", "plan", {"plan": "none", "payment": "p"}),
+        ("PUT", "plan", {"plan": "growth", "payment": "p", "change": "maybe"}),
+        ("POST", "grants", {}),
+        ("POST", "grants", []),
+        ("POST", "grants", {"amount": 5}),
+        ("POST", "grants", {"amount": -5, "payment": "p"}),
+        ("POST", "keys", "x"),
+    ],
+)
+def test_mistakes_of_your_side(client: FlaskClient, method: str, path: str, body: Any) -> None:
+    Customer(client).admin(method.lower(), f"customers/acme/{path}", body, 400)
+
+
+def test_a_payment_is_of_one_thing(client: FlaskClient) -> None:
+    customer = Customer(client)
+    customer.admin("post", "customers/acme/grants", {"amount": 5, "payment": "p1"}, 201)
+    customer.admin("post", "customers/acme/grants", {"amount": 6, "payment": "p1"}, 409)
+    customer.upgrade("growth", "keep", "p2")
+    customer.admin(
+        "put", "customers/acme/plan", {"plan": "scale", "payment": "p2", "change": "keep"}, 409
+    )
+
+
 def test_keys(client: FlaskClient) -> None:
     acme = Customer(client)
     other = Customer(client, name="beta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -313,6 +314,27 @@ def test_a_wsgi_application_that_raises() -> None:
     with fake([PLAN]) as meter:
 
         def app(environ: Any, start_response: Any) -> Any:
+            raise RuntimeError("boom")
+
+        said: list[Any] = []
+        log = io.StringIO()
+        wrapped = wsgi.MeterMiddleware(app, meter, **HELD)
+        body = wrapped({"wsgi.errors": log}, lambda *given: said.append(given))
+        assert list(body) == [b"Internal Server Error"]
+        ((line, headers, error),) = said
+        assert line == "500 Internal Server Error"
+        assert {"RateLimit", "RateLimit-Policy"} <= dict(headers).keys()
+        assert error[0] is RuntimeError
+        assert "boom" in log.getvalue()
+        assert meter.usage("acme")["tokens"].used == 0
+
+
+def test_a_wsgi_application_that_raises_after_it_has_responded() -> None:
+    """That is for the server, which alone knows whether anything was sent."""
+    with fake([PLAN]) as meter:
+
+        def app(environ: Any, start_response: Any) -> Any:
+            start_response("200 OK", [])
             raise RuntimeError("boom")
 
         with pytest.raises(RuntimeError, match="boom"):

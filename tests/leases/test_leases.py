@@ -378,4 +378,7 @@ def test_more_than_a_limit_can_give(shop: Shop, name: str) -> None:
     meter.consume("acme", name, limit // 2)
     with pytest.raises(PolicyError, match=f"{name}.*can ever give"):
         shop.lease(meter, "acme", name, limit + 1)
+    for costs, amount in (({name: 1}, limit + 1), ({name: 2}, limit), ({name: limit + 1}, 1)):
+        with pytest.raises(PolicyError, match=f"{name}.*can ever give"):
+            shop.lease(meter, "acme", costs, amount)
     assert shop.lease(meter, "acme", name, limit).remaining > limit // 3

@@ -109,12 +109,16 @@ class Holding(Core):
         path, given = path_of(subject), None if actual is None else amounts_of(actual, 1)
         check_op(hold_id)
         now = self._now(path, now_ms)
-        request = ("commit", path, None if given is None else sorted(given.items()))
+        said = given
         if known is not None:
             given = {**known, **(given or {})}
+            said = None if given == known else said
+        request = ("commit", path, None if said is None else sorted(said.items()))
         views = self.levels.views(path, None, now)
         mine = with_hold(views, hold_id)
         if not mine:
+            if (before := self._same_commit(path, hold_id, given, now)) is not None:
+                request = before
             first = self._answered(self.ends, path, hold_id, request, now)
             if first is not None:
                 return first
@@ -146,6 +150,15 @@ class Holding(Core):
         self._write(views, hits, after, now, also=[view.path for view in mine])
         self._end(path, hold_id, request, decision, now, used, charges)
         return decision
+
+    def _same_commit(
+        self, path: Path, hold_id: str, given: Mapping[str, int] | None, now: int
+    ) -> object:
+        """What the commit of just these amounts asked for, if that is how the hold ended."""
+        known = self._stored(self.ends, path, hold_id, now)
+        if known is None or known.request[:2] != ("commit", path) or known.costs != given:
+            return None
+        return known.request
 
     def release(self, subject: Subject, hold_id: str, now_ms: int | None = None) -> None:
         """Gives everything back. Of a hold that is not open: nothing."""

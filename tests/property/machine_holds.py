@@ -125,6 +125,15 @@ class HoldSteps:
             lambda: self.oracle.commit(subject, made.id, actual, known=known, now_ms=now),
             lambda: hold.commit(actual),
         )
+        if rng.random() < 0.2:  # the same, or nearly, said in full
+            full = {**made.held, **(actual or {})}
+            if rng.random() < 0.2:
+                full[rng.choice(sorted(full))] += 1
+            self.both(
+                f"commit {subject} {made.id} {full} again",
+                lambda: self.oracle.commit(subject, made.id, full, now_ms=now),
+                lambda: self.meter.hold(subject, made.id).commit(full),
+            )
 
     def actual(self, made: Made) -> dict[str, int]:
         rng = self.rng
