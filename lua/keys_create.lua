@@ -11,7 +11,7 @@ local function keys_create(keys, args)
   if #keys ~= 1 or #args ~= 4 then
     bad("keys_create takes one key and 4 arguments")
   end
-  local sha, expires = apikey.digest(args[2]), args[3] ~= "" and apikey.ms(args[3], "until") or NEVER
+  local sha, expires = apikey.digest(args[2]), args[3] ~= "" and apikey.ms(args[3], "until", 15) or NEVER
   local readable, about = pcall(munpack, args[4])
   if not readable or type(about) ~= "table" or type(about.o) ~= "table" then
     bad("about: a msgpack map with an owner")

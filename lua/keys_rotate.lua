@@ -11,7 +11,7 @@ local function keys_rotate(keys, args)
   if #keys ~= 1 or #args ~= 3 then
     bad("keys_rotate takes one key and 3 arguments")
   end
-  local sha, overlap = apikey.digest(args[2]), apikey.ms(args[3], "overlap")
+  local sha, overlap = apikey.digest(args[2]), apikey.ms(args[3], "overlap", 14)
   local now = clock(args[1])
   local entry = apikey.open(keys[1])
   if not entry or entry.revoked then

@@ -20,7 +20,7 @@ local function keys_update(keys, args)
   if args[2] == "none" then
     expires = NEVER
   elseif args[2] ~= "" then
-    expires = apikey.ms(args[2], "until")
+    expires = apikey.ms(args[2], "until", 15)
   end
   for _, text in ipairs({ args[3], args[4] }) do
     if text ~= "" and text ~= "-" and (sub(text, 1, 1) ~= "=" or #text < 2) then

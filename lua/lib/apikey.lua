@@ -34,12 +34,12 @@ function apikey.digest(text)
   return text
 end
 
--- Digits as ms.
-function apikey.ms(text, what)
-  if not find(text, "^%d+$") or #text > 14 then
-    bad(what .. ": milliseconds as up to 14 digits")
+-- Digits as ms; the last instant that an entry can hold stands for any later.
+function apikey.ms(text, what, digits)
+  if not find(text, "^%d+$") or #text > digits then
+    bad(what .. ": milliseconds as up to " .. digits .. " digits")
   end
-  return tonumber(text)
+  return min(tonumber(text), NEVER)
 end
 
 -- The bytes of a new one.

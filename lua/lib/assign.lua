@@ -104,7 +104,7 @@ function assign.leaving(text)
   local readable, by_policy = pcall(munpack, text)
   if text == "" then
     return {}
-  elseif not readable or type(by_policy) ~= "table" then
+  elseif not readable or type(by_policy) ~= "table" or not find(text, "^[\128-\143\222\223]") then
     bad("leaving: a msgpack map of names by policy")
   end
   for fp, names in pairs(by_policy) do

@@ -109,7 +109,7 @@ class StripeMeter(Sink):
             if isinstance(better, Outcome):
                 return better
             if better != when:
-                return self._attempt(entry, meta, now_ms, better)[0]
+                return Outcome("retry", outcome.reason, 0.0, True)
         return outcome
 
     def _attempt(

@@ -261,3 +261,6 @@ def test_the_last_instant_there_is(make: Make, clock: ManualClock) -> None:
     found = meter.usage("acme").levels[0].grants
     assert [(one.id, one.expires_ms) for one in found] == [(grant.id, grant.expires_ms)]
     assert grant.expires_ms == 253402300799999
+    key = meter.keys.create("acme", expires=last)
+    assert meter.keys.update(key.id, expires=last).expires_ms == key.expires_ms == grant.expires_ms
+    assert meter.keys.verify(str(key.secret))

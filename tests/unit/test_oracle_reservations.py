@@ -175,8 +175,9 @@ def test_an_end_is_final() -> None:
             model.commit("a", "h2", actual)
     model.commit("a", "h3")
     assert model.commit("a", "h3").replayed
+    assert model.commit("a", "h3", {"m": 2}).replayed  # as held
     with pytest.raises(OpConflict):
-        model.commit("a", "h3", {"m": 2})
+        model.commit("a", "h3", {"m": 1})
     assert used(model, 0, "m") == 3
     # Ends are remembered as long as operations are.
     assert not model.commit("a", "h1", {"m": 1}, now_ms=T0 + DAY).replayed
