@@ -225,6 +225,44 @@ def test_a_raised_limit_rearms_what_is_no_longer_true(
     assert events(client, meter)[4:] == ["warn 0.8"]  # 0.1 and overage have not ceased to be true
 
 
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+@pytest.mark.parametrize("way", ["override", "grant", "plan"])
+@pytest.mark.parametrize(
+    ("total", "charge", "said"),
+    [
+        (15, 1, []),  # still nothing remains
+        (16, 1, ["exhausted"]),
+        (20, 4, []),  # still no more than 5 remain
+        (21, 1, ["warn 5"]),
+        (30, 1, []),  # still half of it
+        (31, 1, ["warn 0.5"]),
+    ],
+)
+def test_what_is_still_true_at_its_very_edge_is_not_said_again(
+    make: Make,
+    client: redis.Redis,
+    clock: ManualClock,
+    total: int,
+    charge: int,
+    said: list[str],
+    way: str,
+    functions: bool,
+) -> None:
+    fields: dict[str, Any] = {"warn_at": (0.5,), "warn_below": (5,), "overage": None}
+    plans = [plan(10, **fields), plan(total, "q", **fields)]
+    meter = make(plans, clock=clock, functions=functions)
+    meter.report("acme", "credits", 15)
+    assert events(client, meter) == ["warn 0.5", "warn 5", "exhausted", "overage"]
+    if way == "override":
+        meter.override("acme", "credits", limit=total)
+    elif way == "grant":
+        meter.grant("acme", "credits", total - 10)
+    else:
+        meter.subscribe("acme", "q")
+    meter.report("acme", "credits", charge)
+    assert events(client, meter)[4:] == said
+
+
 def test_thresholds_of_another_plan_keep_the_marks_of_equal_ones(
     make: Make, client: redis.Redis, clock: ManualClock
 ) -> None:
