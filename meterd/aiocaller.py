@@ -10,8 +10,7 @@ from typing import Any, Self, TypeVar
 
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Rounds
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, without_io
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, closed, without_io
 from meterd.keys import Subject
 from meterd.pending import Pending
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
@@ -40,7 +39,7 @@ class AsyncCaller(MeterBase):
     async def _run(self, flow: Flow[T]) -> T:
         if self._closed:
             flow.close()
-            raise PolicyError("this meter is closed; make a new one")
+            raise closed()
         transport = self._transport
         try:
             step = next(flow)
@@ -210,5 +209,5 @@ class AsyncCaller(MeterBase):
 
     async def _drive(self, rounds: Rounds[T]) -> T:
         if self._closed:
-            raise PolicyError("this meter is closed; make a new one")
+            raise closed()
         return await drive_async(self._transport, rounds)

@@ -10,8 +10,7 @@ from typing import Any, Self, TypeVar
 
 from meterd.base import Costs, MeterBase, outcome_of
 from meterd.batch import Rounds
-from meterd.errors import PolicyError
-from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, without_io
+from meterd.flow import Flow, Nodes, Send, SendTo, Sleep, closed, without_io
 from meterd.keeper import Keeper
 from meterd.keys import Subject
 from meterd.refusals import FREEING, REMEMBERED, Refusals, root_of
@@ -43,7 +42,7 @@ class Caller(MeterBase):
     def _run(self, flow: Flow[T]) -> T:
         if self._closed:
             flow.close()
-            raise PolicyError("this meter is closed; make a new one")
+            raise closed()
         transport = self._transport
         try:
             step = next(flow)
@@ -188,5 +187,5 @@ class Caller(MeterBase):
 
     def _drive(self, rounds: Rounds[T]) -> T:
         if self._closed:
-            raise PolicyError("this meter is closed; make a new one")
+            raise closed()
         return drive(self._transport, rounds)

@@ -45,6 +45,11 @@ Step = Send | SendTo | Nodes | Sleep
 Flow = Generator[Step, Any, T]
 
 
+def closed() -> PolicyError:
+    """The mistake of whoever calls a meter that was closed."""
+    return PolicyError("this meter is closed; make a new one")
+
+
 def without_io(flow: Flow[T]) -> T:
     """Of a call that was under way when its meter was closed: what is known of it already."""
     try:
@@ -53,4 +58,4 @@ def without_io(flow: Flow[T]) -> T:
         done: T = stop.value
         return done
     flow.close()
-    raise PolicyError("this meter is closed; make a new one")
+    raise closed()

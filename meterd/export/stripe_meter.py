@@ -109,7 +109,7 @@ class StripeMeter(Sink):
             if isinstance(better, Outcome):
                 return better
             if better != when:
-                return Outcome("retry", outcome.reason, 0.0, True)
+                return Outcome("retry", outcome.reason, 0.0, True)  # refused: it has not arrived
         return outcome
 
     def _attempt(
