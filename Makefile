@@ -21,7 +21,7 @@ test: lint ## lint, types, and every test but the long ones
 	$(SUITE) -m "not long" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev system-packages ## the tests that take minutes
-	$(SUITE) -m long $(PYTEST_ARGS)
+	$(SUITE) -m long --hypothesis-profile=default $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev system-packages ## ruff, mypy and luacheck
 	$(BIN)/ruff check .

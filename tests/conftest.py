@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from meterd import store
 from tests.support import servers
+
+# The same examples in every run, however slow the machine: a failure is the fault of the change
+# that it came with. `make test-long` looks for new ones, in the profile that is named `default`.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 EVERY_SECONDS = store.REFRESH_SECONDS
 """How often a process that nobody tests looks at the catalog."""
