@@ -69,22 +69,25 @@ function crop.record(keys, value, context, extra, now, manual)
   return news and #news.entries or 0
 end
 
--- Ends the holds of a record with it, now: what was tallied stays. Returns by pool what is given back of its running
--- period: units, and how many of them went over; what is kept of periods that are over becomes entries.
-local function give_up(level)
+-- Ends the holds of a record with it, now: what was tallied stays. Returns by pool what is not billed of the period
+-- that stands in the record: units, and how many of them went over. What is kept of periods that are over becomes
+-- entries.
+local function give_up(level, now)
   local back = {}
   for _, entry in pairs(hold.entries(level)) do
     for _, part in ipairs(entry.parts) do
-      if part.bill then
-        local L = level.parsed.names[part.name]
-        local c, keep = hold.units(part, entry.amounts), hold.units(part, entry.tallied)
-        if hold.runs(level, L, part) then
-          local sum = back[part.name] or { units = 0, over = 0 }
-          sum.units, sum.over = sum.units + c - keep, sum.over + min(c - keep, part.over)
-          back[part.name] = sum
-        else
-          bill.ended(level, part, c, keep, false)
-        end
+      local L = part.kind == POOL and level.parsed.names[part.name]
+      local c, keep = hold.units(part, entry.amounts), hold.units(part, entry.tallied)
+      local stands = hold.runs(level, L, part)
+      local running = stands and not hold.over(level, L, now)
+      if stands then
+        local sum = back[part.name] or { units = 0, over = 0 }
+        local less = running and c - keep or c
+        sum.units, sum.over = sum.units + less, sum.over + min(less, part.over)
+        back[part.name] = sum
+      end
+      if part.bill and not running then
+        bill.ended(level, part, c, keep, false)
       end
     end
   end
@@ -105,7 +108,7 @@ function crop.last(key, rec, parsed, named, now)
       bad("keys: the holds of a record go with it")
     end
   end
-  local back, none = level.holds and give_up(level) or {}, { units = 0, over = 0 }
+  local back, none = level.holds and give_up(level, now) or {}, { units = 0, over = 0 }
   for _, L in ipairs(level.parsed.limits) do
     if L.kind == POOL and L.bill > 0 then
       local start, fin, _, used, drawn, over = sunpack(POOL_FORMAT, rec, L.offset)

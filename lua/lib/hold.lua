@@ -181,6 +181,12 @@ function hold.runs(level, L, part)
     and sunpack("<I6", level.rec, L.offset) == part.mark
 end
 
+-- Whether the period of a pool is over, but still stands in the record's bytes.
+function hold.over(level, L, now)
+  local _, fin = sunpack("<I6I6", level.rec, L.offset)
+  return fin > 0 and fin <= now
+end
+
 -- What the open holds have of the period of a pool that began at `start`: units, and how many of them went over.
 -- Where their keys are not at hand, the call has to come again with them.
 function hold.taken(level, name, start)
@@ -227,11 +233,11 @@ function hold.give_back(level, entry, kept, now, s)
     local same = L and L.kind == part.kind and hold.generation(level, part.name) == part.gen
     if same then
       L = level.effective and level.effective[L.index] or L
-      if keep < c or L.kind == SLOTS then
+      if keep < c or L.kind == SLOTS or L.kind == POOL and hold.over(level, L, now) then
         local rec = level.rec
         L:load(rec, now, s)
         if L.kind == POOL and s.ended then
-          hold.close(level, L, s.ended)
+          hold.close(level, L, s.ended) -- before it, so that what it keeps is not of the running period any more
         end
         L:give_back(part, c, keep, now, s, drawn)
         level.rec = sub(rec, 1, L.offset - 1) .. L:pack(s) .. sub(rec, L.offset + L.size)

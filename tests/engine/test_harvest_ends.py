@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import redis
 
-from meterd import Bucket, Plan, Pool, wire
+from meterd import Bucket, Hold, Meter, Plan, Pool, wire
 from meterd.testing import ManualClock
 from tests.engine.conftest import Make
-from tests.engine.told import deltas, due, events
+from tests.engine.told import deltas, due, events, rows
 
 
 @pytest.fixture
@@ -93,3 +94,82 @@ def test_a_grant_that_makes_room_may_have_been_what_kept_a_pool(
     clock.advance(days=11)
     meter.harvest()
     assert events(client, meter).count("closed") == 1
+
+
+def plan(bill: Any) -> Plan:
+    pool = Pool("credits", 100, "day", bill=bill, warn_at=())
+    return Plan("p", includes=[pool, Bucket("api", 9, "1m")], default=True)
+
+
+def tally(meter: Meter, hold: Hold, amount: int) -> None:
+    """What is known to be spent of its credits by now."""
+    path = meter._keys.path(hold.subject)
+    meter._run(meter._holds.tally(path, hold.id, wire.encode_costs("credits", amount), None))
+
+
+@pytest.mark.parametrize("functions", [True, False], ids=["FCALL", "EVALSHA"])
+@pytest.mark.parametrize("ends", ["commit", "less", "expiry", "forget"])
+@pytest.mark.parametrize(
+    ("before", "after", "billed"),
+    [
+        ("use", "use", {"use": [24, 14]}),
+        ("use", "overage", {"use": [24, 14]}),
+        ("use", None, {"use": [24, 14]}),
+        (None, "use", {"use": [4, 4]}),
+    ],
+)
+def test_a_hold_ends_the_same_whether_or_not_its_period_was_closed_before(
+    make: Make,
+    client: redis.Redis,
+    clock: ManualClock,
+    before: Any,
+    after: Any,
+    billed: Any,
+    ends: str,
+    functions: bool,
+) -> None:
+    """A period is over with its time, not with the next write."""
+
+    meter = make([plan(before)], clock=clock, functions=functions)
+    holds = {}
+    for subject in ("written", "untouched"):
+        holds[subject] = meter.reserve(subject, "credits", 20, ttl="3d")
+        tally(meter, holds[subject], 10)
+        if before:
+            meter.consume(subject, "credits", 4)
+    meter.apply([plan(after)])
+    for subject in holds:
+        meter.consume(subject, "api")
+        if not before:
+            meter.consume(subject, "credits", 4)
+    clock.advance(days=1)
+    meter.override("written", "api", limit=8)
+    if ends == "expiry":
+        clock.advance(days=3)
+    for subject, hold in holds.items():
+        if ends == "forget":
+            meter.forget(subject)
+        elif ends != "expiry":
+            hold.commit(None if ends == "commit" else {"credits": 10})
+    meter.harvest()
+    found: dict[str, Counter[str]] = {subject: Counter() for subject in holds}
+    for subject in holds:
+        for row in rows(client, meter, 1, subject):
+            found[subject][row[8]] += row[2] if row[0] == subject else 0
+    kept = 0 if ends == "commit" else 1
+    expected = {how: both[kept] for how, both in billed.items()}
+    assert found == {"written": expected, "untouched": expected}
+
+
+@pytest.mark.parametrize("before", ["use", None])
+def test_a_hold_that_goes_with_its_subject_bills_what_was_tallied(
+    make: Make, client: redis.Redis, clock: ManualClock, before: Any
+) -> None:
+    """In its running period, by what is billed of that, whatever it was when the hold was made."""
+    meter = make([plan(before)], clock=clock)
+    hold = meter.reserve("acme", "credits", 20)
+    tally(meter, hold, 10)
+    meter.apply([plan("use")])
+    meter.consume("acme", "credits", 4)
+    meter.forget("acme")
+    assert deltas(client, meter) == [14]

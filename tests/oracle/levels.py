@@ -196,6 +196,6 @@ class Levels:
         below = self.records.get(path[0], {})
         for below_path, record in below.items():
             if below_path[: len(path)] == path:
-                telling.last_of(record)
+                telling.last_of(record, max(now, record.seen))
                 self.journal.tell(below_path, record, max(now, record.seen))
         self.records[path[0]] = {p: r for p, r in below.items() if p[: len(path)] != path}

@@ -275,11 +275,10 @@ def end_hold(record: Record, hold_id: str, used: Amounts, at: int) -> None:
             record.grants[grant.id] = part.settled(grant, keep, at)
         if name in record.specs and part.incarnation == record.incarnation(name):
             spec = record.specs[name]
-            if keep < part.charged or not isinstance(spec, PoolSpec):
-                telling.bring(record, name, at)
-                keep = kept(spec, part, used)
-                record.states[name] = given_back(spec, record.states[name], part, keep, at)
-        telling.kept(record, name, part, keep)
+            telling.bring(record, name, at)
+            keep = kept(spec, part, used)
+            record.states[name] = given_back(spec, record.states[name], part, keep, at)
+        telling.kept(record, name, part, keep, at)
     del record.holds[hold_id]
 
 

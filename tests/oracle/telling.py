@@ -173,34 +173,44 @@ def held(record: Record, name: str, state: PoolState) -> Held:
     return Held(sum(part.charged for part in mine), sum(part.over for part in mine))
 
 
-def runs(record: Record, name: str, part: Part) -> bool:
-    """Whether the period that was charged is the one that the record stands in."""
+def stands(record: Record, name: str, part: Part) -> bool:
+    """Whether the period that was charged is the one that is stored."""
     spec = record.specs.get(name)
     same = isinstance(spec, PoolSpec) and part.incarnation == record.incarnation(name)
     return same and record.states[name].start == part.mark
 
 
-def kept(record: Record, name: str, part: Part, keep: int) -> None:
+def over(record: Record, name: str, now: int) -> bool:
+    return bool(record.specs[name].ended(record.states[name], now))
+
+
+def runs(record: Record, name: str, part: Part, now: int) -> bool:
+    """Whether the period that was charged goes on at `now`, be it written since it ended or not."""
+    return stands(record, name, part) and not over(record, name, now)
+
+
+def kept(record: Record, name: str, part: Part, keep: int, now: int) -> None:
     """A hold has ended and keeps that much of a part; of a period that is over, it is said now."""
-    if part.bill is None or runs(record, name, part):
+    if part.bill is None or runs(record, name, part, now):
         return
     units = keep if part.bill == "use" else max(0, part.over - (part.charged - keep))
     if units:
         enter(record, name, units, part.mark, part.end, part.bill)
 
 
-def last_of(record: Record) -> None:
+def last_of(record: Record, now: int) -> None:
     """The record is removed, and its holds with it: what was tallied stays."""
     back: dict[str, list[tuple[int, int]]] = {}
     for hold in record.holds.values():
         for name, part in hold.parts.items():
-            if part.bill is None:
-                continue
-            given = part.charged - part.of(hold.tallied)
-            if runs(record, name, part):
+            keep = part.of(hold.tallied)
+            if part.of_spec is PoolSpec and stands(record, name, part):
+                given = part.charged
+                if not over(record, name, now):
+                    given -= keep
                 back.setdefault(name, []).append((given, min(given, part.over)))
-            else:
-                kept(record, name, part, part.charged - given)
+            if part.bill is not None and not runs(record, name, part, now):
+                kept(record, name, part, keep, now)
     for name, spec in record.specs.items():
         if isinstance(spec, PoolSpec) and record.states[name].open:
             rows = back.get(name, [])
