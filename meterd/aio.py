@@ -239,8 +239,8 @@ class AsyncMeter(AsyncCaller):
         first; the period's own allowance has 50), then what expires soonest, then the oldest (of
         the same ms, by id); no plan change touches them. A pool that no plan includes is there with
         limit 0. `op`: the grant's id; the same call again returns the first answer (for 30 days at
-        least). Raises `PolicyError` (also beyond 64 live grants, or 10**15 unspent), `OpConflict`,
-        `UnsafeServer`.
+        least). Raises `PolicyError` (also beyond 64 live grants, or 10**15 unspent, and where a
+        level above has a bucket or flag of that name), `OpConflict`, `UnsafeServer`.
         """
         flow = self._grants.grant(subject, name, amount, expires, starts, priority, source, op)
         return await self._call("grant", subject, flow)

@@ -12,7 +12,8 @@ from meterd import wire
 from meterd.errors import OpNotFound, PolicyError, ScriptError
 from meterd.flow import Flow
 from meterd.grant import Grant
-from meterd.keys import Path, Subject
+from meterd.keys import Subject, leaf
+from meterd.kinds import Kinds
 from meterd.operations import Operations
 from meterd.roles import Joining
 from meterd.timespec import instant_ms, refuse
@@ -27,6 +28,7 @@ class Grants:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        self._kinds = Kinds(operations)
 
     def grant(
         self,
@@ -71,10 +73,11 @@ class Grants:
             request = wire.digest("grant", path.keys, name, amount, *given, priority, source)
             retention_ms = max(operations.op_retention_ms, RETENTION_MS)
             op_argument = wire.op_argument(request, retention_ms)
+        yield from self._kinds.check(path, {name: "pool"}, "this grant", "grant", op_id)
         role = Joining(operations.store, None, root=len(path.keys) == 1, planless=True)
         reply = yield from operations.settle(
             "grant",
-            _leaf(path),
+            leaf(path),
             [*keys, *path.keys[:-1]],
             lambda needs: [
                 operations.now_argument(),
@@ -105,7 +108,7 @@ class Grants:
         role = Joining(operations.store, None, root=len(path.keys) == 1, planless=True)
         reply = yield from operations.settle(
             "void",
-            _leaf(path),
+            leaf(path),
             path.keys[::-1],
             lambda needs: [
                 operations.now_argument(),
@@ -139,7 +142,3 @@ def _text(source: object) -> bytes:
     if len(raw) > MOST_TEXT_BYTES:
         raise PolicyError(f"grant: source: {len(raw)} bytes; allowed: at most {MOST_TEXT_BYTES}")
     return raw
-
-
-def _leaf(path: Path) -> Path:
-    return Path(path.segments, (path.keys[-1],), path.root, path.tag)

@@ -13,12 +13,12 @@ import msgpack
 
 from meterd import policy_checks as checks
 from meterd import wire
-from meterd.administration import Administration
 from meterd.catalog import definition_hash
 from meterd.compile import private_plan
 from meterd.errors import PolicyError
 from meterd.flow import Flow
-from meterd.keys import Path, Subject, leaf
+from meterd.keys import Subject, leaf
+from meterd.kinds import Kinds
 from meterd.operations import Operations, new_op
 from meterd.policy import Limit, Plan
 from meterd.roles import Moving, NotHeld, pool_names
@@ -34,7 +34,7 @@ class Subscriptions:
         self.operations = operations
         self.store = operations.store
         self.keys = operations.keys
-        self._administration = Administration(operations)
+        self._kinds = Kinds(operations)
 
     def subscribe(
         self,
@@ -92,11 +92,9 @@ class Subscriptions:
             request = wire.digest("subscribe", path.keys, plan, definition, change, given)
             op_argument = wire.op_argument(request, self.operations.op_retention_ms)
         start = b"" if anchor_ms is None else b"%d" % anchor_ms
-        try:
-            yield from self._check_kinds(path, wanted())
-        except PolicyError:
-            if op_id is None or not (yield from self._was_done(path, op_id)):
-                raise
+        new = wanted()
+        kinds = {limit.name: limit.kind for limit in new.includes}
+        yield from self._kinds.check(path, kinds, f"plan {new.id!r}", "subscribe", op_id)
 
         def arguments(packed: bytes) -> list[bytes]:
             new = wanted()
@@ -131,26 +129,6 @@ class Subscriptions:
             if retired():  # that a subject is unseen, only the script knows
                 self.store.catalog.plan(plan or "")  # says so
             raise
-
-    def _check_kinds(self, path: Path, plan: Plan) -> Flow[None]:
-        """Of a name all limits on a path are of one kind: as far as is known at this moment."""
-        if len(path.keys) == 1:
-            return
-        above = yield from self._administration.usage(path.segments[:-1], None)
-        for state in above.limits:
-            limit = plan.limits.get(state.name)
-            if limit is not None and limit.kind != state.kind:
-                raise PolicyError(
-                    f"subscribe: {state.name!r} is a {limit.kind} of plan {plan.id!r}, and a "
-                    f"{state.kind} of {state.subject!r}; allowed: one kind per name on a path"
-                )
-
-    def _was_done(self, path: Path, op: str) -> Flow[bool]:
-        """Whether something is stored under an operation id: that is answered, come what may."""
-        keys = (*path.keys, self.keys.op(path, op), self.keys.hold_end(path, op))
-        now = self.operations.now_argument()
-        reply = yield from self.operations.session.call("operation", keys, [now])
-        return bool(reply != bytes([wire.UNKNOWN]))
 
     def _listed(self, plan: str | None) -> Plan:
         if plan is None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from meterd import Bucket, Code, Flag, NotIncluded, Plan, PolicyError, Pool
+from meterd import Bucket, Code, Flag, NotIncluded, OpConflict, Plan, PolicyError, Pool
 from meterd.testing import ManualClock
 from tests.client.grant_tools import PLANS, grants_of, left
 from tests.client.hold_tools import reserve
@@ -39,6 +39,29 @@ def test_a_pool_that_no_plan_includes(meter: AnyMeter, clock: ManualClock) -> No
         meter.report("acme", "extra")
     with pytest.raises(KeyError):
         meter.usage("acme")["extra"]
+
+
+def test_one_kind_per_name_on_a_path(meter: AnyMeter) -> None:
+    meter.subscribe("acme", limits=[Bucket("api", 5, "1m"), Flag("sso"), Pool("credits", 5)])
+    before = meter.usage("acme")
+    for name, kind in (("api", "bucket"), ("sso", "flag")):
+        for subject in ("acme/ana", "acme/ana/phone"):
+            for op in (None, "first"):
+                with pytest.raises(
+                    PolicyError, match=f"grant: '{name}' is a pool.*a {kind} of 'acme'"
+                ):
+                    meter.grant(subject, name, 5, op=op)
+    assert meter.usage("acme") == before
+    assert meter.subjects() == ["acme"]
+    made = meter.grant("acme/ana", "credits", 5)
+    first = meter.grant("acme/ana", "later", 5, op="first")
+    meter.subscribe("acme", limits=[Flag("later")])
+    assert meter.grant("acme/ana", "later", 5, op="first") == first  # that was done already
+    with pytest.raises(OpConflict):
+        meter.grant("acme/ana", "later", 6, op="first")
+    with pytest.raises(PolicyError, match=r"'later' is a pool.*a flag of 'acme'"):
+        meter.grant("acme/ana", "later", 5, op="second")
+    assert set(grants_of(meter, "acme/ana")) == {made.id, first.id}
 
 
 def test_what_is_reported_beyond_it(meter: AnyMeter) -> None:

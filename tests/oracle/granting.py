@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from tests.oracle.core import DAY_MS
@@ -12,7 +13,7 @@ from tests.oracle.holding import Holding
 from tests.oracle.limits import PoolSpec
 from tests.oracle.plans import MAX_AMOUNT
 from tests.oracle.records import Record, add_grant, bring_pools, copy_of, drop_grant, rearm
-from tests.oracle.requests import Subject, check_op, path_of
+from tests.oracle.requests import Path, Subject, check_op, path_of
 
 MAX_GRANTS, MAX_EMPTY = 64, 32
 GRANT_RETENTION_MS = 30 * DAY_MS
@@ -53,6 +54,7 @@ class Granting(Holding):
             known: OGrant | None = self._known(self.operations, path, op, request, now)
             if known is not None:
                 return known
+        self._check_kinds(path[:-1], {name: "pool"}, now_ms)
         starts = now if starts_ms is None else max(now, starts_ms)
         if expires_ms is not None and expires_ms <= starts:
             raise PolicyError("expires is not after now and starts")
@@ -85,6 +87,13 @@ class Granting(Holding):
         retention_ms = max(self.op_retention_ms, GRANT_RETENTION_MS)
         self._remember(path, op, request, answer, now, retention_ms=retention_ms)
         return answer
+
+    def _check_kinds(self, above: Path, kinds: Mapping[str, str], now_ms: int | None) -> None:
+        """Of a name all limits on a path are of one kind."""
+        for view in self.levels.views(above, None, self._now(above, now_ms)) if above else ():
+            for name, spec in view.record.specs.items() if view.record else ():
+                if kinds.get(name, spec.kind) != spec.kind:
+                    raise PolicyError(f"{name}: a {kinds[name]}, and a {spec.kind} of {view.path}")
 
     def void(self, subject: Subject, grant_id: str, *, now_ms: int | None = None) -> int:
         """Takes what nobody took of the grant. Returns how many units these were."""

@@ -233,7 +233,8 @@ class Oracle(Past):
         if self._replayed(path, op, request, now) is not None:
             return
         target = self._target(path, plan, private, now)
-        self._check_kinds(path[:-1], target, now_ms)
+        kinds = {limit.name: limit.kind for limit in target.includes}
+        self._check_kinds(path[:-1], kinds, now_ms)
         held = target if private else target.id
         at = self._later(path, target.group, when, now)
         if at is not None:
@@ -254,14 +255,6 @@ class Oracle(Past):
             group=target.group,
         )
         self._remember(path, op, request, ODecision(True, "OK", None), now)
-
-    def _check_kinds(self, above: Path, target: Any, now_ms: int | None) -> None:
-        """Of a name all limits on a path are of one kind."""
-        kinds = {limit.name: limit.kind for limit in target.includes}
-        for view in self.levels.views(above, None, self._now(above, now_ms)) if above else ():
-            for name, spec in view.record.specs.items() if view.record else ():
-                if kinds.get(name, spec.kind) != spec.kind:
-                    raise PolicyError(f"{name}: a {kinds[name]}, and a {spec.kind} of {view.path}")
 
     def _later(self, path: Path, group: str, when: int | str, now: int) -> int | None:
         """The instant after now at which a change is to come; None: now."""
