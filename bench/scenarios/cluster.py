@@ -38,6 +38,8 @@ class Cluster:
             with Raw(node.path) as raw:
                 raw.ask(b"CLUSTER", b"SET-CONFIG-EPOCH", b"%d" % (at + 1))
                 raw.ask(b"CLUSTER", b"ADDSLOTSRANGE", b"%d" % first, b"%d" % last)
+        for node in self.nodes:  # only now: one that has met another takes no epoch any more
+            with Raw(node.path) as raw:
                 for other in self.nodes:
                     if other is not node:
                         raw.ask(b"CLUSTER", b"MEET", HOST.encode(), b"%d" % other.port)

@@ -21,7 +21,7 @@ from tests.support.proxy import FaultProxy
 from tests.support.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-TTL = 0.6
+TTL = 0.8
 
 
 class Heard:
@@ -111,12 +111,12 @@ def test_an_unreachable_server_is_asked_again(proxy: FaultProxy) -> None:
     prefix = fresh_prefix()
     meter = Meter(proxy.url, plans=PLANS, prefix=prefix, timeout=0.15, observer=heard)
     with meter:
-        hold = meter.reserve("acme", "jobs", ttl=1.2, keepalive=True)
+        hold = meter.reserve("acme", "jobs", ttl=2.4, keepalive=True)
         proxy.partition(True)
         wait_for(lambda: len([c for c in heard.calls if c[0] == "renew"]) >= 1)
         proxy.partition(False)
         wait_for(lambda: heard.count("renew") >= 1)
-        time.sleep(1.2)
+        time.sleep(2.4)
         assert meter.usage("acme")["jobs"].used == 1
         hold.release()
 
