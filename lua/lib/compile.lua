@@ -84,7 +84,7 @@ local function limit_code(code, t, target, asked, granted)
   local function add(text)
     lines[#lines + 1] = text
   end
-  local left, capacity = kind.left, L.capacity or L.limit
+  local left, capacity, says = kind.left, L.capacity or L.limit, kind.say
   add("local c# = " .. cost(target, "a"))
   if ending then
     add("local b# = " .. cost(target, "h") .. " - c#")
@@ -93,6 +93,8 @@ local function limit_code(code, t, target, asked, granted)
   end
   if granted then
     constants.limit = unlimited and "0" or constants.limit
+    local knows, low, below = threshold.granted(L)
+    constants.low, constants.below, says = number(low), number(below), knows and GRANTED.say_more or GRANTED.say
     add(GRANTED.load)
     left, capacity = GRANTED.left, huge
   elseif threshold.carries(L) then
@@ -108,12 +110,12 @@ local function limit_code(code, t, target, asked, granted)
     add(charging and GRANTED.charge or GRANTED.check)
   elseif charging then
     add("u# = u# + c#")
-    if L.kind == POOL and not unlimited then
-      add(kind.say)
-    end
   elseif ending then
     add(kind.back)
     add("u# = u# - b# if u# < 0 then return end")
+  end
+  if charging and L.kind == POOL and not unlimited then
+    add(says)
   end
   if kind.weigh then
     add(kind.weigh)
@@ -199,9 +201,15 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
     local target = shape[t]
     local L = target.limit
     local kind, fill, more, used = limit_code(code, t, target, asked, t == source)
-    if L.kind == POOL then
-      local knows = t == source and threshold.granted or threshold.carries(L) and threshold.carried or threshold.of
-      marked[#marked + 1], marks[#marks + 1] = fill(", M#"), knows(L)
+    local does, knows = kind, nil
+    if t == source then
+      does = GRANTED
+      knows = threshold.granted(L)
+    elseif L.kind == POOL then
+      knows = (threshold.carries(L) and threshold.carried or threshold.of)(L)
+    end
+    if knows then
+      marked[#marked + 1], marks[#marks + 1] = fill(", M#"), knows
     end
     if L.offset > at then
       local gap = "c" .. number(L.offset - at)
@@ -209,10 +217,10 @@ local function write(parsed, shape, asked, flags, level, granted, bare)
       writes[#writes + 1], write_values[#write_values + 1] = gap, "gap" .. t
     end
     at = L.offset + L.size
-    reads[#reads + 1], read_names[#read_names + 1] = kind.format, fill(kind.reads)
+    reads[#reads + 1], read_names[#read_names + 1] = does.format, fill(does.reads)
     local brief = not (bare or source or ending) and t == shape.count and kind.brief
-    writes[#writes + 1] = brief or kind.format
-    local values = ending and kind.unless_kept or brief and kind.brief_writes or kind.writes
+    writes[#writes + 1] = brief or does.format
+    local values = ending and kind.unless_kept or brief and kind.brief_writes or does.writes
     write_values[#write_values + 1] = fill(values)
     if refusal then
       packed[t], before = before, ""

@@ -120,14 +120,14 @@ local KINDS = {
 }
 
 -- A pool that has grants, by their digest (lib/grants.lua), of which h is the head, x what is left there and y
--- what all others have: a charge that goes there as a whole. d# is what was drawn.
+-- what all others have: a charge that goes there as a whole. d# is what was drawn, o# what went over, k# first what
+-- was carried and then what the period has; t# are the marks.
 local GRANTED = {
+  format = "c6I6c6I7I7I7i7I2", reads = "s#, e#, n#, u#, d#, o#, k#, t#", writes = "s#, e#, n#, u#, d#, 0, r#, t#",
   load = [[
-    if gi ~= {index} or now >= gu or now >= e# then return end
-    local d#, over, k#, m# = sunpack("<I7I7i7I2", r#)
-    if over > 0 or k# < 0 then return end
-    k# = k# + {limit}
-    m# = M#(m#, k# + d# + gx + gy)]],
+    if gi ~= {index} or now >= gu or now >= e# or o# > 0 or k# < 0 then return end
+    local r# = k#
+    k# = k# + {limit}]],
   charge = [[
     if gh == 0 then
       u# = u# + c#
@@ -136,9 +136,12 @@ local GRANTED = {
       gx = gx - c#
       if gx < 0 then return end
       d# = d# + c#
-      r# = spack("<I7c16", d#, sub(r#, 8))
-    end
-    if u# + d# >= m# then return end]],
+    end]],
   check = "if {bounded} and gh == 0 and u# + c# > k# or gh > 0 and c# > gx then return end",
+  -- What says something is looked for where it may be: an upper bound of what may be inexact is 8.
+  say = "if t# % 2 == 0 and u# >= k# + gx + gy then return end",
+  say_more = [[
+    local z# = k# + d# + gx + gy
+    if (u# + d# >= z# * {low} / 1000000 - 8 or u# + d# >= z# - {below}) and u# + d# >= M#(t#, z#) then return end]],
   left = "(u# < k# and k# - u# or 0) + gx + gy", used = "(u# + d#)",
 }

@@ -39,18 +39,20 @@ function threshold.carried(L)
   end
 end
 
--- The same where grants are, of the marks and the total.
+-- The same where grants are, of the marks and the total; nil where a pool warns of nothing. And what bounds it from
+-- below: a share of the total in millionths, and so many units less than that.
 function threshold.granted(L)
-  if L.limit == NONE then
-    return function()
-      return huge
-    end
-  elseif #L.warn_at + #L.warn_below == 0 then -- next_mark, without what walks along the thresholds
-    return function(said, total)
-      return said % 2 == 0 and total or huge
-    end
+  local low, below = 1000000, 0
+  if L.limit == NONE or #L.warn_at + #L.warn_below == 0 then
+    return nil, low, below
+  end
+  for _, millionths in ipairs(L.warn_at) do
+    low = min(low, millionths)
+  end
+  for _, units in ipairs(L.warn_below) do
+    below = max(below, units)
   end
   return function(said, total)
     return next_mark(L, said, total)
-  end
+  end, low, below
 end
