@@ -314,7 +314,7 @@ function charge.answer(count, now, code, allowed)
           local retry = NONE
           -- A refused first sight leaves no record: no period of its pools ever passes.
           if not s.fits and code ~= OK and not (level.fresh and L.kind == POOL) then
-            retry = L:retry_at(s.cost, now, s)
+            retry = record.retry_at(level, L, s.cost, now, s)
           end
           local limit, used, left, over, resets = L:figures(now, s)
           parts[n] = spack(FIGURES, s.fits and 1 or 0, limit, used, left, over, s.applied, resets, retry)

@@ -123,7 +123,7 @@ local KINDS = {
 -- what all others have: a charge that goes there as a whole. d# is what was drawn, o# what went over, k# first what
 -- was carried and then what the period has; t# are the marks.
 local GRANTED = {
-  format = "c6I6c6I7I7I7i7I2", reads = "s#, e#, n#, u#, d#, o#, k#, t#", writes = "s#, e#, n#, u#, d#, 0, r#, t#",
+  format = "I6I6I6I7I7I7i7I2", reads = "s#, e#, n#, u#, d#, o#, k#, t#", writes = "s#, e#, n#, u#, d#, 0, r#, t#",
   load = [[
     if gi ~= {index} or now >= gu or now >= e# or o# > 0 or k# < 0 then return end
     local r# = k#

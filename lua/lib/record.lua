@@ -277,6 +277,24 @@ local function ended_override(level, now)
   return name, first
 end
 
+-- When a call that L refuses would fit, as L:retry_at; where L is under an override that ends before that, by what is
+-- in force from then on.
+function record.retry_at(level, L, c, now, s)
+  local at, var = L:retry_at(c, now, s), level.var
+  local fields = var and var.o and var.o[L.name]
+  local ends = fields and fields.e
+  if not ends or L.kind == SLOTS or at ~= NONE and at < ends or ends - now > CENTURY then
+    return at
+  end
+  local after, share, t, rec = level.parsed.names[L.name], var.r and var.r[L.name], new_hand(), level.rec
+  after = in_force(after, nil, share and share.e > ends and share)
+  grants.arm(level, after, ends, t)
+  L:load(rec, ends, t)
+  L:convert(after, ends, t)
+  rec = sub(rec, 1, L.offset - 1) .. after:pack(t) .. sub(rec, L.offset + L.size)
+  return c <= after:load(rec, ends, t) and ends or after:retry_at(c, ends, t)
+end
+
 -- Ends an override; without one, only what has lapsed with its period.
 local function end_override(level, ended, at)
   local moved, rest = level.moved, level.var.o

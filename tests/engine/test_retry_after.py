@@ -95,8 +95,9 @@ def ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def assert_exact(server: Server, story: Any) -> bool:
-    """Whether there was a refusal to look at."""
+def assert_exact(server: Server, story: Any, override: tuple[int, int, int] | None = None) -> bool:
+    """Whether there was a refusal to look at. `override`, of the limit `x`: before so many of the
+    calls, the limit that it sets, and after how many ms it ends."""
     limits, offset, calls, amount = story
     clock = ManualClock(START_MS + offset)
     with Meter(
@@ -104,12 +105,15 @@ def assert_exact(server: Server, story: Any) -> bool:
     ) as meter:
         try:
             meter.subscribe("a", "p")
-            for step, verb, charge in calls:
+            for number, (step, verb, charge) in enumerate(calls):
                 clock.advance(milliseconds=step)
+                if override and number == override[0]:
+                    ends = timedelta(milliseconds=override[2])
+                    meter.override("a", "x", limit=override[1], expires=ends)
                 getattr(meter, verb)("a", "x", charge)
             refusal = meter.consume("a", "x", amount)
             if not refusal.allowed:
-                assert_refusal(meter, clock, refusal, amount)
+                assert_refusal(meter, clock, refusal, amount, for_good=override is None)
         finally:
             client = server.admin
             for key in client.scan_iter(match="ra:*"):
@@ -117,7 +121,10 @@ def assert_exact(server: Server, story: Any) -> bool:
     return not refusal.allowed
 
 
-def assert_refusal(meter: Meter, clock: ManualClock, refusal: Decision, amount: int) -> None:
+def assert_refusal(
+    meter: Meter, clock: ManualClock, refusal: Decision, amount: int, *, for_good: bool
+) -> None:
+    """`for_good`: what fits goes on to fit."""
     now = clock.now_ms
 
     def after(wait: int) -> Decision:
@@ -144,13 +151,14 @@ def assert_refusal(meter: Meter, clock: ManualClock, refusal: Decision, amount: 
             continue
         assert not after(wait - 1)[state.name].allowed, f"{state.name} a ms early"
         assert after(wait)[state.name].allowed, f"{state.name} after {wait} ms"
-        for later in (1, 999, DAY_MS):
+        for later in (1, 999, DAY_MS) if for_good else ():
             assert after(wait + later)[state.name].allowed
     if refusal.retry_after is not None and now + ms(refusal.retry_after) <= LAST_MS:
         wait = ms(refusal.retry_after)
         assert not after(wait - 1).allowed
-        clock.now_ms = now + wait
-        assert meter.consume("a", "x", amount).allowed
+        if for_good or len(refusal.limits) == 1:
+            clock.now_ms = now + wait
+            assert meter.consume("a", "x", amount).allowed
     clock.now_ms = now
 
 
@@ -176,14 +184,38 @@ def test_waiting_exactly_that_long_succeeds(server: Server, kind: str) -> None:
     assert refusals > 40, "most stories have to end in a refusal, else this looks at nothing"
 
 
-@pytest.mark.long
-@pytest.mark.timeout(1200)
+OVERRIDES = st.tuples(
+    st.integers(0, 5),
+    st.sampled_from([0, 0, 1, 5, 97, 1000, 10**9]),
+    st.sampled_from([1, 2, 999, 60_000, 3_600_000, DAY_MS, DAY_MS + 1, 40 * DAY_MS, 3660 * DAY_MS]),
+)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_waiting_exactly_that_long_succeeds_for_longer(server: Server, kind: str) -> None:
-    @given(story=stories(KINDS[kind]))
+def test_an_override_that_ends_is_foreseen(server: Server, kind: str) -> None:
+    refusals = 0
+
+    @given(story=stories(KINDS[kind]), override=OVERRIDES)
+    @settings(HYPOTHESIS, max_examples=150)
+    def run(story: Any, override: Any) -> None:
+        nonlocal refusals
+        refusals += assert_exact(server, story, override)
+
+    run()
+    assert refusals > 40
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("overridden", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_waiting_exactly_that_long_succeeds_for_longer(
+    server: Server, kind: str, overridden: bool
+) -> None:
+    @given(story=stories(KINDS[kind]), override=OVERRIDES if overridden else st.none())
     @settings(HYPOTHESIS, max_examples=4000)
-    def run(story: Any) -> None:
-        assert_exact(server, story)
+    def run(story: Any, override: Any) -> None:
+        assert_exact(server, story, override)
 
     run()
 
@@ -238,3 +270,33 @@ def refused(make: Make, limit: Any, charges: list[tuple[int, int]], amount: int)
 )
 def test_by_hand(make: Make, limit: Any, charges: Any, amount: int, expected: float | None) -> None:
     assert refused(make, limit, charges, amount) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "amount", "wait"),
+    [
+        (Bucket("x", 10, "1h", algorithm="fixed"), 7, 600),
+        (Bucket("x", 10, "1h", algorithm="fixed"), 8, 3600),  # 3 were used in the window
+        (Bucket("x", 10, "1h", algorithm="fixed"), 11, None),
+        # No more can be spent of it than it held meanwhile, and that was nothing.
+        (Bucket("x", 10, "1h", algorithm="token"), 10, 600),
+        (Pool("x", 10, "day"), 7, 600),
+        (Pool("x", 10, "day"), 8, 86_400),
+        (Pool("x", 10), 8, None),
+    ],
+)
+def test_an_override_that_shuts_a_limit_for_ten_minutes(
+    make: Make, limit: Any, amount: int, wait: float | None
+) -> None:
+    clock = ManualClock(START_MS)
+    meter = make([Plan("p", includes=[limit])], clock=clock)
+    meter.subscribe("a", "p")
+    meter.consume("a", "x", 3)
+    meter.override("a", "x", limit=0, expires="10m")
+    refusal = meter.consume("a", "x", amount)
+    assert (refusal.allowed, refusal.retry_after) == (False, wait)
+    if wait is not None:
+        clock.advance(milliseconds=int(wait * 1000) - 1)
+        assert not meter.consume("a", "x", amount)
+        clock.advance(milliseconds=1)
+        assert meter.consume("a", "x", amount)

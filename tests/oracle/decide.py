@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.oracle.calendar import CENTURY_MS
 from tests.oracle.errors import PolicyError
 from tests.oracle.levels import View
 from tests.oracle.limits import OLimit
+from tests.oracle.records import copy_of, end_override, end_share
 from tests.oracle.requests import Amounts
 
 AUTO = "+"
@@ -123,7 +125,21 @@ def retry_after(hit: Hit, now: int) -> int | None:
     if hit.spec.kind == "slots":
         assert hit.view.record is not None
         return hit.spec.retry_after(hit.state, hit.amount, now, hit.view.record.first_end())
-    return hit.spec.retry_after(hit.state, hit.amount, now)
+    wait = hit.spec.retry_after(hit.state, hit.amount, now)
+    assert hit.view.record is not None
+    record, name = hit.view.record, hit.spec.name
+    ends = record.overrides[name].expires if name in record.overrides else None
+    if ends is None or ends - now > CENTURY_MS or (wait is not None and now + wait < ends):
+        return wait
+    after = copy_of(record)
+    if name in after.shares and after.shares[name].end <= ends:
+        end_share(after, name, after.shares[name].end)
+    end_override(after, name, ends)
+    spec, state = after.specs[name], after.state(name, ends)
+    if spec.fits(state, hit.amount, ends):
+        return ends - now
+    wait = spec.retry_after(state, hit.amount, ends)
+    return None if wait is None else ends - now + wait
 
 
 def refuse_slots(hits: list[Hit]) -> None:
