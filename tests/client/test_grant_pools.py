@@ -103,11 +103,11 @@ def test_a_subject_of_buckets_alone_stays_from_now_on(make: Make, server: server
     meter = make([plan], clock=None, prefix="grants-stay")
     meter.consume("acme", "api")
     key = meter.raw._keys.path("acme").keys[0]
-    assert server.client().pttl(key) > 0
+    assert server.binary.pttl(key) > 0
     meter.grant("acme", "extra", 5, op="only")
-    assert server.client().pttl(key) == -1
+    assert server.binary.pttl(key) == -1
     meter.consume("acme", {"api": 1, "extra": 1})
-    assert server.client().pttl(key) == -1
+    assert server.binary.pttl(key) == -1
     meter.forget("acme")
 
 

@@ -26,7 +26,7 @@ def prefix() -> str:
 @pytest.fixture
 def client(server: Server) -> redis.Redis:
     """For the test's own questions; replies are bytes."""
-    return server.client()
+    return server.binary
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class Monitor:
     def commands(self) -> list[Command]:
         """Everything since the last call of this."""
         end = secrets.token_hex(8).encode()
-        self._server.client().execute_command("ECHO", end)
+        self._server.binary.execute_command("ECHO", end)
         found = []
         while True:
             match = _LINE.fullmatch(self._lines.readline())

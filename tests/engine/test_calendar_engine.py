@@ -241,8 +241,8 @@ def ask(server: Server) -> Iterator[Any]:
     yield build
     for one in opened:
         one.close()
-    for key in server.client().scan_iter(match="cal*", count=1000):
-        server.client().delete(key)
+    for key in server.binary.scan_iter(match="cal*", count=1000):
+        server.binary.delete(key)
 
 
 def assert_zone(ask: Any, tz: str, thorough: bool) -> None:

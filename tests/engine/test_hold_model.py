@@ -263,7 +263,7 @@ def run(rng: random.Random, steps: int, server: servers.Server) -> None:
 
     def make(clock: Any, plans: Any) -> tuple[Meter, Any]:
         meter = Meter(server.url, prefix=prefix, clock=clock, plans=plans, timeout=10)
-        return meter.open(), server.client()
+        return meter.open(), server.binary
 
     made = Run(rng, make)
     try:

@@ -99,12 +99,12 @@ class Bench:
                 del found[key]
                 continue
             if b"}:k:key_" in key:
-                stored = self.server.client().get(self.prefix.encode() + key)
+                stored = self.server.binary.get(self.prefix.encode() + key)
                 about = msgpack.unpackb(stored[84:], raw=True)
                 found[key] = stored[:84] + repr(sorted(about.items())).encode()
             if b"}:m:" in key:
                 # A Lua table has no order, so neither has a meta's map, nor that of an API key.
-                fields = msgpack.unpackb(self.server.client().get(self.prefix.encode() + key))
+                fields = msgpack.unpackb(self.server.binary.get(self.prefix.encode() + key))
                 found[key] = repr(sorted(fields.items())).encode()
         return found
 

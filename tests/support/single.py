@@ -145,6 +145,11 @@ class Server:
         """One `redis.Redis` for the test's own questions; decodes replies."""
         return self.client(decode_responses=True)
 
+    @functools.cached_property
+    def binary(self) -> redis.Redis:
+        """Another one, whose replies are bytes."""
+        return self.client()
+
     def ask(self, *words: str | int) -> Any:
         """The raw reply to one command, free of redis-py's own parsing of it."""
         return self.admin.execute_command(*words)
